@@ -1,0 +1,115 @@
+"""What every edit is given and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from rewire.surgery import Change, Swap, under
+from rewire.tensor_rules import Rule, with_names
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place that the target matched and where the edit would be wrong, with the reason."""
+
+    path: str
+    reason: str
+
+
+Outcome = Change | Refusal
+
+
+@dataclass(frozen=True)
+class Match:
+    """A module (or, where `module` is None, a parameter) that a target matched.
+
+    `aliases` are further paths of the same module.
+    """
+
+    path: str
+    module: nn.Module | None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an edit may look at: the model as earlier edits leave it, every tensor on meta.
+
+    Attributes:
+        model: the skeleton.
+        source: the model itself, for what the skeleton cannot tell (its class and configuration).
+        allow_code: whether classes named by import path may be imported.
+        ties: names of parameters that are tied to each other by the model's own declaration.
+        edited: paths changed by earlier edits of the plan, with the number and kind of the edit.
+    """
+
+    model: nn.Module
+    source: nn.Module
+    allow_code: bool = False
+    ties: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    edited: dict[str, str] = field(default_factory=dict)
+
+    def tied_elsewhere(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of `names` whose parameter goes by a further name, which is not among `names`."""
+        by_id: dict[int, list[str]] = {}
+        for name, tensor in self.model.named_parameters(remove_duplicate=False):
+            by_id.setdefault(id(tensor), []).append(name)
+        given = set(names)
+        others: dict[str, str] = {}
+        for group in (*by_id.values(), *(sorted({name, *more}) for name, more in self.ties.items())):
+            outside = [name for name in group if name not in given]
+            others |= {name: outside[0] for name in group if name in given and outside}
+        return others
+
+
+class Handler(Protocol):
+    """Decides what one kind of edit does at the places its target matched."""
+
+    def __call__(self, edit: Any, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
+        """One outcome per place. Each change is carried out on the skeleton before the next is asked for."""
+
+
+def swap_change(
+    number: int, kind: str, match: Match, detail: str, swap: Swap, *, alias_of: Mapping[str, str] | None = None
+) -> Change:
+    """A change by a swap; the other names of a shared module get the same rule in the record.
+
+    `alias_of` maps further module paths to those in the swap's placements.
+    """
+    swap = replace(swap, aliases=alias_of or {})
+    again = [aliased(swap.rule, match.path, alias) for alias in match.aliases]
+    return Change(number, kind, match.path, detail, (*swap.rule, *(s for rule in again for s in rule)), swap)
+
+
+def aliased(rule: Rule, path: str, alias: str) -> Rule:
+    """`rule` for the other name of the module at `path`."""
+
+    def rename(name: str) -> str:
+        return alias + name.removeprefix(path) if name.startswith(f"{path}.") else name
+
+    return tuple(with_names(step, rename) for step in rule)
+
+
+def tensor_names(path: str, module: nn.Module) -> tuple[str, ...]:
+    """The full names of all parameters of `module`, which stands at `path`."""
+    return tuple(under(path, name) for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def tie_reason(scene: Scene, match: Match, names: Sequence[str]) -> str | None:
+    """Why an edit of the tensors `names` (of `match`) would break a tie; None if it breaks none."""
+    everywhere = [*names, *(alias + n.removeprefix(match.path) for alias in match.aliases for n in names)]
+    for name, other in scene.tied_elsewhere(everywhere).items():
+        return (
+            f"{name} is tied to {other}, which this edit would leave as it is; untie them first "
+            "(tie_word_embeddings=False in the configuration) or leave this module out of the target"
+        )
+    return None
+
+
+def same_flags(tensors: Sequence[Tensor]) -> bool:
+    """Whether the tensors are all trainable, or all not."""
+    return len({tensor.requires_grad for tensor in tensors}) == 1

@@ -1,0 +1,395 @@
+"""The only contact with Transformers' loader, registries and internals.
+
+Importing this module imports Transformers; nothing is registered by that. What a call registers it takes
+back in `finally`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.core_model_loading import PrefixChange, WeightConverter
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from rewire import tensor_rules
+from rewire.errors import CheckpointError
+from rewire.tensor_rules import Rule, components, invert
+
+
+class NoArguments(Exception):
+    """The constructor arguments of a module cannot be found out."""
+
+
+_constructing = threading.Lock()
+
+
+def constructor_arguments(model: nn.Module, path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments that the module at `path` was constructed with.
+
+    The model is built once more on meta from its class and configuration, watching that module's class.
+    Raises `NoArguments` where this cannot be done.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise NoArguments("the model has no configuration to build it again from; give a from_module class method")
+    watched = type(model.get_submodule(path))
+    with _constructing, torch.device("meta"), _recording(watched) as calls:
+        try:
+            again = type(model)(model.config)
+        except Exception as error:
+            raise NoArguments(f"{type(model).__name__} cannot be built again: {error}") from error
+    try:
+        module = again.get_submodule(path)
+    except AttributeError as error:
+        raise NoArguments(f"a fresh {type(model).__name__} has no module {path}") from error
+    if id(module) not in calls:
+        raise NoArguments(f"a fresh {type(model).__name__} has a {type(module).__name__} at {path}")
+    return calls[id(module)]
+
+
+@contextmanager
+def _recording(watched: type[nn.Module]) -> Iterator[dict[int, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Notes the constructor arguments of all `watched` instances made meanwhile; by identity of the instance."""
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    own = "__init__" in watched.__dict__
+    constructor = watched.__init__
+
+    def record(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        calls[id(self)] = (args, kwargs)
+        constructor(self, *args, **kwargs)
+
+    watched.__init__ = record  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        if own:
+            watched.__init__ = constructor  # type: ignore[method-assign]
+        else:
+            del watched.__init__
+
+
+def declared_ties(model: nn.Module) -> dict[str, frozenset[str]]:
+    """Which parameters the model says it ties: name to the other names of the same parameter.
+
+    Needed besides identity because a model on meta, before loading, has not tied anything yet.
+    """
+    groups: dict[str, set[str]] = {}
+    for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        group = groups.get(name, {name}) | groups.get(source, {source})
+        groups |= dict.fromkeys(group, group)
+    return {name: frozenset(group - {name}) for name, group in groups.items()}
+
+
+# --- A tensor rule in the shape of Transformers' weight conversions ---------------------------------------
+
+
+class RuleConverter(WeightConverter):  # type: ignore[misc]
+    """A whole tensor rule as one weight conversion: the loader runs it, `save_pretrained` its inverse.
+
+    Keys are looked up in a table instead of being searched for by pattern, so that a thousand rules cost no
+    more than one, and no pattern can hit a tensor that is not meant.
+    """
+
+    __slots__ = ("prefix", "rule", "table", "was_default")
+
+    def __init__(self, rule: Rule, prefix: str, *, was_default: bool = False) -> None:
+        self.rule = rule
+        self.prefix = prefix
+        self.was_default = was_default
+        self.table = {name: part for part in components(rule) for name in part.sources}
+        self.source_patterns = list(self.table)
+        self.target_patterns = [part.targets[0] for part in self.table.values()]
+        self._original_source_patterns = list(self.source_patterns)
+        self._original_target_patterns = list(self.target_patterns)
+        self.operations = []
+        self.force_cpu = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.scope_prefix = self.base_model_prefix = None
+        self.distributed_operation = self.quantization_operation = None
+        self.collected_tensors = defaultdict(list)
+        self.layer_targets = defaultdict(set)
+        self._was_used = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RuleConverter:
+        # The loader copies a converter for every tensor it makes; the tables never change, so they are shared.
+        copy = RuleConverter.__new__(RuleConverter)
+        for slot in (
+            "rule", "prefix", "table", "source_patterns", "target_patterns", "_original_source_patterns",
+            "_original_target_patterns", "operations", "force_cpu", "was_default",
+        ):  # fmt: skip
+            object.__setattr__(copy, slot, getattr(self, slot))
+        copy._reset()
+        return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rule_converter, (self.rule, self.prefix, self.was_default)
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """The first name that the tensor `source_key` goes to, and the name it has in the table."""
+        for name in self._spellings(source_key):
+            if name in self.table:
+                self._was_used = True
+                return self.table[name].targets[0], name
+        return source_key, None
+
+    def _spellings(self, key: str) -> tuple[str, ...]:
+        """A checkpoint of a base model leaves the prefix out; one of a larger model has it."""
+        prefix = f"{self.prefix}."
+        return (key, key.removeprefix(prefix) if key.startswith(prefix) else prefix + key)
+
+    def convert(self, layer_name: str, loading_info: Any = None, **_: Any) -> dict[str, Tensor]:
+        """Runs the part of the rule that makes `layer_name` on the tensors collected for it."""
+        tensors = {name: found[0] for name, found in self.materialize_tensors().items()}
+        part = next(part for part in self.table.values() if part.targets[0] == layer_name)
+        missing = [name for name in part.sources if name not in tensors]
+        if missing:
+            if loading_info is None:
+                raise CheckpointError(f"cannot make {layer_name}: {', '.join(missing)} missing")
+            loading_info.conversion_errors[layer_name] = f"{', '.join(missing)} missing from the checkpoint"
+            return {}
+        results = tensor_rules.visible(tensor_rules.run(part.steps, tensors, torch))
+        return {name: tensor.contiguous() for name, tensor in results.items()}
+
+    def reverse_transform(self) -> RuleConverter:
+        """The conversion back."""
+        return RuleConverter(invert(self.rule), self.prefix)
+
+
+def _rule_converter(rule: Rule, prefix: str, was_default: bool) -> RuleConverter:
+    return RuleConverter(rule, prefix, was_default=was_default)
+
+
+def revert_on_save(model: nn.Module, rule: Rule) -> None:
+    """Has `model.save_pretrained` (and so `Trainer`) write the tensors by their names before `rule`.
+
+    An empty rule puts things back as they were.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    known = model.__dict__.get("_weight_conversions")
+    ours = next((entry for entry in known or () if isinstance(entry, RuleConverter)), None)
+    if ours is not None and ours.was_default:
+        known = None
+    others = None if known is None else [entry for entry in known if entry is not ours]
+    model.__dict__.pop("_weight_conversions", None)
+    if others is not None:
+        model._weight_conversions = others
+    if components(rule):
+        converter = RuleConverter(rule, model.base_model_prefix, was_default=others is None)
+        model._weight_conversions = [*(_default_conversions(model) if others is None else others), converter]
+
+
+def _default_conversions(model: PreTrainedModel) -> list[Any]:
+    """What `save_pretrained` uses for a model that was not loaded."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    found = get_model_conversion_mapping(model, add_legacy=False)
+    return [entry for entry in found if not isinstance(entry, PrefixChange)]
+
+
+# --- Loading through the quantiser's door -----------------------------------------------------------------
+
+
+class DoorOccupied(Exception):
+    """The loader's own weight conversions make tensors that the plan takes; load first, edit afterwards."""
+
+
+@dataclass
+class _DoorConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    quant_method: str
+
+
+OnMeta = Callable[[nn.Module], Rule]
+"""Changes a model on meta; returns how the tensors of the checkpoint become those of the changed model."""
+
+
+@contextmanager
+def _door(on_meta: OnMeta) -> Iterator[_DoorConfig]:
+    """A quantisation method of one call's own that has the loader run `on_meta` before it loads weights."""
+    method = f"rewire-{uuid.uuid4().hex}"
+
+    class Door(HfQuantizer):  # type: ignore[misc]
+        """Not a quantiser: the place in the loader where modules may be replaced and conversions added."""
+
+        is_trainable = True
+        rule: Rule = ()
+
+        def is_serializable(self) -> bool:
+            return True
+
+        def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
+            return dtype
+
+        def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+            self.rule = on_meta(model)
+            return model
+
+        def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+            if not components(self.rule):
+                return weight_conversions
+            _refuse_conflicts(weight_conversions, self.rule)
+            return [*weight_conversions, RuleConverter(self.rule, model.base_model_prefix)]
+
+        def postprocess_model(self, model: Any, **_: Any) -> Any:
+            # Otherwise Trainer and peft would take the model for a quantised one.
+            self.remove_quantization_config(model)
+            model.__dict__.pop("is_quantized", None)
+            return model
+
+    AUTO_QUANTIZER_MAPPING[method] = Door
+    AUTO_QUANTIZATION_CONFIG_MAPPING[method] = _DoorConfig
+    try:
+        yield _DoorConfig(method)
+    finally:
+        AUTO_QUANTIZER_MAPPING.pop(method, None)
+        AUTO_QUANTIZATION_CONFIG_MAPPING.pop(method, None)
+
+
+def _refuse_conflicts(conversions: Sequence[Any], rule: Rule) -> None:
+    """The loader runs one converter per tensor: theirs and ours must not want the same one."""
+    for conversion in conversions:
+        if isinstance(conversion, WeightConverter):
+            reverse = conversion.reverse_transform()
+            for part in components(rule):
+                for name in part.sources:
+                    if reverse.rename_source_key(name)[1] is not None:
+                        raise DoorOccupied(name)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What the loader found: names of tensors that were missing, not wanted, or of the wrong shape or kind."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    model_class: type[PreTrainedModel] | None,
+    on_meta: OnMeta | None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, LoadReport]:
+    """Transformers' `from_pretrained`, safetensors only, with `on_meta` run on the model before its weights come.
+
+    Raises `CheckpointError` for pickle checkpoints and for quantised ones that are to be edited, and
+    `DoorOccupied`.
+    """
+    loader = model_class or saved_class(source, **kwargs)
+    kwargs.setdefault("use_safetensors", True)
+    with contextlib.ExitStack() as stack:
+        if on_meta is not None:
+            if kwargs.get("quantization_config") is not None:
+                raise CheckpointError("cannot edit and quantise in one load: load with the plan, save, then quantise")
+            kwargs["quantization_config"] = stack.enter_context(_door(on_meta))
+        model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
+    mismatched = tuple(sorted(str(entry[0]) for entry in info.get("mismatched_keys", ())))
+    errors = tuple(map(str, [*info.get("error_msgs", ()), *dict(info.get("conversion_errors", {})).items()]))
+    report = LoadReport(
+        tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched, errors
+    )
+    return model, report
+
+
+_CONFIG_KWARGS = ("cache_dir", "revision", "token", "subfolder", "local_files_only", "trust_remote_code")
+
+
+def read_config(source: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """The configuration of a checkpoint. Raises `CheckpointError` where there is none."""
+    try:
+        return AutoConfig.from_pretrained(source, **{k: kwargs[k] for k in _CONFIG_KWARGS if k in kwargs})
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} is not a model folder, nor a known model on the Hub: {error}") from error
+
+
+def saved_class(source: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """The class that a checkpoint was saved from, as its configuration says; else `AutoModel`."""
+    config = kwargs.get("config") or read_config(source, **kwargs)
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(f"{source} holds quantised weights; apply the plan to the original, then quantise it")
+    names = getattr(config, "architectures", None) or ()
+    return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), AutoModel)
+
+
+def build(config: Any, *, meta: bool = False) -> PreTrainedModel:
+    """A model with random weights (or none yet, on meta) from a configuration."""
+    with torch.device("meta") if meta else contextlib.nullcontext():
+        return AutoModel.from_config(config)  # type: ignore[no-any-return]
+
+
+def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
+    """The default configuration of a model type, with `values` set. Raises `CheckpointError` for unknown types."""
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"no configuration for model type {model_type!r}: {error}") from error
+
+
+# --- Saving -----------------------------------------------------------------------------------------------
+
+
+def write_pretrained(model: PreTrainedModel, folder: Path, tensors: dict[str, Tensor], **kwargs: Any) -> None:
+    """What `save_pretrained` writes, with `tensors` in place of the model's own, and without adapters.
+
+    `tensors` go by the names of the untouched model's modules, or of the edited one's; conversions that
+    Transformers itself made while loading are taken back, Rewire's are not.
+    """
+    conversions = model.__dict__.get("_weight_conversions")
+    hidden = {name: model.__dict__.pop(name) for name in _HIDDEN if name in model.__dict__}
+    if conversions is not None:
+        model._weight_conversions = [entry for entry in conversions if not isinstance(entry, RuleConverter)]
+    try:
+        model.save_pretrained(folder, state_dict=tensors, **kwargs)
+    finally:
+        model.__dict__.update(hidden)
+        if conversions is not None:
+            model._weight_conversions = conversions
+
+
+_HIDDEN = ("_hf_peft_config_loaded", "peft_config")
+
+
+def save_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
+    """Writes the adapter called `name` as peft does."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = model.peft_config[name]
+    tensors = get_peft_model_state_dict(model, adapter_name=name)
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    named = {f"base_model.model.{key}": tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
+    """Fills the adapter called `name`, which the model has, from a folder. Raises `CheckpointError`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    named = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
+    result = set_peft_model_state_dict(model, named, adapter_name=name)
+    missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{folder} does not fit the adapter {name!r}: missing {missing}, unexpected {result.unexpected_keys}"
+        )

@@ -1,0 +1,183 @@
+"""Loads a model with a plan applied while its weights come in."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from rewire import hf_seam
+from rewire.artefact import ADAPTERS, Record, is_weights, read_record
+from rewire.errors import CheckpointError, RewireError
+from rewire.live import apply_, carry_out, hashed, make_receipt, remember
+from rewire.plan import Edit, Plan
+from rewire.receipts import Counts, Done, Edited, Progress, TensorChange
+from rewire.resolve import Resolution, resolve
+from rewire.surgery import Change, Swap
+from rewire.tensor_rules import Rule
+
+
+def load(
+    source: str | os.PathLike[str],
+    plan: Plan | Edit | None = None,
+    *,
+    model_class: type[PreTrainedModel] | None = None,
+    allow_code: bool = False,
+    allow: Sequence[str] = (),
+    hashes: bool = False,
+    progress: Progress | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Loads a checkpoint as the model that `plan` makes of it.
+
+    The plan is applied to the model while it has no weights yet, and the weights take their new places as
+    Transformers loads them, so `dtype`, `device_map`, sharded checkpoints and the like work as ever.
+
+    Args:
+        source: a folder, or a model's name on the Hub. Only safetensors are read.
+        plan: what to change; by default what the folder itself records (see `rewire.save`).
+        model_class: the class to load; by default the one that was saved.
+        allow_code: whether classes that the plan names by import path may be imported and run.
+        allow: globs of tensor names that may be missing or superfluous (a new head: `("classifier.*",)`).
+        hashes: whether the receipt holds hashes of the tensors. `rewire.receipt(model)` adds them later.
+        progress: called after every change made after loading.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous or of the wrong shape; or the checkpoint is
+            pickled or quantised.
+        ResolveError: as for `rewire.apply_`. Nothing was loaded.
+    """
+    folder = Path(source)
+    record = read_record(folder) if folder.is_dir() else None
+    _check_format(folder)
+    plan = _plan(plan, record)
+    start = time.perf_counter()
+    in_place = record is not None and record.layout == "edited"
+    try:
+        model, job, report = _load_edited(source, plan, model_class, allow_code, in_place, kwargs)
+    except hf_seam.DoorOccupied as occupied:
+        if in_place:
+            raise CheckpointError(f"{source}: Transformers converts {occupied}, which the plan edits too") from None
+        model, report = hf_seam.from_pretrained(source, model_class, None, **kwargs)
+        _check_report(source, report, allow)
+        apply_(model, plan, allow_code=allow_code, hashes=hashes, progress=progress)
+        return model
+    _check_report(source, report, allow)
+    if job is not None:
+        _finish(model, job, start, hashes, progress)
+    if record is not None:
+        for name in record.adapters:
+            hf_seam.load_adapter(model, folder / ADAPTERS / name, name)
+    return model
+
+
+def _plan(plan: Plan | Edit | None, record: Record | None) -> Plan:
+    if record is not None:
+        recorded = Plan.from_dict(record.plan)
+        given = plan if isinstance(plan, Plan) or plan is None else Plan([plan])
+        if given is None or given.hash == recorded.hash:
+            return recorded
+        if record.layout == "edited":
+            raise CheckpointError(
+                "the folder holds a model edited by another plan; load it without a plan, or apply this plan to the "
+                "original"
+            )
+        return given
+    if plan is None:
+        return Plan([])
+    return plan if isinstance(plan, Plan) else Plan([plan])
+
+
+class _Job:
+    """What is done to the model on meta, and what remains to be done when it has its weights."""
+
+    def __init__(self, plan: Plan, allow_code: bool, in_place: bool) -> None:
+        self.plan = plan
+        self.allow_code = allow_code
+        self.in_place = in_place
+        self.resolution: Resolution | None = None
+        self.before: Counts | None = None
+        self.done: list[Done] = []
+        self.tensors: tuple[TensorChange, ...] = ()
+        self.later: tuple[Change, ...] = ()
+
+    def __call__(self, model: nn.Module) -> Rule:
+        self.before = Counts.of(model)
+        self.resolution = resolve(model, self.plan, allow_code=self.allow_code)
+        changes = self.resolution.changes
+        first = next((n for n, c in enumerate(changes) if not isinstance(c.surgeon, Swap)), len(changes))
+        self.done, self.tensors = carry_out(model, changes[:first], hashes=False)
+        self.later = changes[first:]
+        # In the edited layout the tensors have their new names in the file already.
+        return () if self.in_place else tuple(step for one in self.done for step in one.rule)
+
+
+def _load_edited(
+    source: str | os.PathLike[str],
+    plan: Plan,
+    model_class: type[PreTrainedModel] | None,
+    allow_code: bool,
+    in_place: bool,
+    kwargs: dict[str, Any],
+) -> tuple[PreTrainedModel, _Job | None, hf_seam.LoadReport]:
+    job = _Job(plan, allow_code, in_place) if plan.edits else None
+    model, report = hf_seam.from_pretrained(source, model_class, job, **kwargs)
+    return model, job, report
+
+
+def _finish(model: PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:
+    assert job.resolution is not None and job.before is not None
+    later, tensors = carry_out(model, job.later, hashes=hashes, progress=progress)
+    seconds = time.perf_counter() - start
+    receipt = make_receipt("load", model, job.resolution, job.before, job.tensors + tensors, seconds)
+    remember(model, Edited(job.plan, receipt, [*job.done, *later]))
+    if hashes:
+        hashed(model)
+
+
+def _check_format(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    names = [path.name for path in folder.iterdir() if is_weights(path.name)]
+    if names and not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{folder} holds no safetensors ({', '.join(sorted(names)[:3])}); pickled weights can run code when they "
+            "are read, so Rewire does not. Where you trust them: AutoModel.from_pretrained(folder).save_pretrained(…)"
+        )
+
+
+def _check_report(source: object, report: hf_seam.LoadReport, allow: Sequence[str]) -> None:
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [name for name in names if not any(fnmatch.fnmatchcase(name, glob) for glob in allow)]
+
+    problems = {
+        "missing": wanted(report.missing),
+        "not wanted": wanted(report.unexpected),
+        "of another shape": wanted(report.mismatched),
+        "not converted": list(report.errors),
+    }
+    found = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"the tensors of {source} do not fit the model: {'; '.join(found)}. Missing ones would stay random. If "
+            "that is meant (a new head, say), name them: allow=('classifier.*',)"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+
+
+def receipt(model: nn.Module) -> Any:
+    """The receipt of an edited model, with hashes. Raises `RewireError` for a model without edits."""
+    found = hashed(model)
+    if found is None:
+        raise RewireError("this model has no receipt: it was not made by rewire.apply_ or rewire.load")
+    return found

@@ -1,0 +1,247 @@
+"""Separate projections that have become one matrix multiplication."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass
+class _Pending:
+    """Outputs computed together with another part's, waiting for their part to be called."""
+
+    source: weakref.ref[Tensor]
+    state: tuple[Any, ...]
+    outputs: dict[int, Tensor]
+
+
+@dataclass
+class _Scratch(threading.local):
+    """Per thread, so that one model can serve several; never copied, never pickled."""
+
+    pending: _Pending | None = None
+
+
+class JoinedProjection(nn.Linear):
+    """The joined weight: the rows of every part, one part after the other.
+
+    Called like an `nn.Linear` it gives all parts at once; `rows` selects some of them. It is a linear layer
+    by type, so that adapters and quantisers can treat it as one.
+
+    Args:
+        in_features: size of the last input dimension.
+        parts: names of the parts.
+        sizes: rows of each part.
+        biased: which parts have a bias. `bias` holds the rows of those alone: a part that had none must not
+            grow one in training.
+        device: where to create the parameters.
+        dtype: their type.
+
+    >>> joined = JoinedProjection(4, ("q", "k"), (4, 2), (True, False))
+    >>> joined(torch.zeros(3, 4)).shape, joined(torch.zeros(3, 4), rows=(4, 6)).shape, joined.bias.shape
+    (torch.Size([3, 6]), torch.Size([3, 2]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        parts: Sequence[str],
+        sizes: Sequence[int],
+        biased: Sequence[bool],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, sum(sizes), bias=all(biased), device=device, dtype=dtype)
+        self.parts = tuple(parts)
+        self.sizes = tuple(sizes)
+        self.biased = tuple(biased)
+        if any(biased) and not all(biased):
+            rows = sum(size for size, has_bias in zip(sizes, biased, strict=True) if has_bias)
+            self.bias = nn.Parameter(torch.zeros(rows, device=device, dtype=dtype))
+
+    def forward(self, input: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`, or to the given range of output rows."""
+        bias = self._full_bias()
+        if rows is None or rows == (0, self.out_features):
+            return F.linear(input, self.weight, bias)
+        start, stop = rows
+        return F.linear(input, self.weight[start:stop], None if bias is None else bias[start:stop])
+
+    def _full_bias(self) -> Tensor | None:
+        if self.bias is None or all(self.biased):
+            return self.bias
+        given = iter(self.bias.split([s for s, b in zip(self.sizes, self.biased, strict=True) if b]))
+        rows = zip(self.sizes, self.biased, strict=True)
+        return torch.cat([next(given) if has_bias else self.bias.new_zeros(size) for size, has_bias in rows])
+
+    def extra_repr(self) -> str:
+        parts = ", ".join(f"{name}={size}" for name, size in zip(self.parts, self.sizes, strict=True))
+        return f"in_features={self.in_features}, {parts}, bias={self.bias is not None}"
+
+
+class _Company:
+    """What the parts of one join share: where their rows are, and who is called with the same input.
+
+    At first all parts are expected to share their input. A part that turns up with another input (keys of a
+    cross-attention) is put into a company of its own with the parts after it, so from then on nobody computes
+    rows that nobody asks for. Results do not depend on it, only the amount of work does.
+    """
+
+    def __init__(self, joined: JoinedProjection) -> None:
+        self.sizes = joined.sizes
+        self.biased = joined.biased
+        stops = tuple(accumulate(self.sizes))
+        self.bounds = tuple(zip((0, *stops), stops, strict=False))
+        self.leader = [0] * len(self.sizes)
+        self.scratch = _Scratch()
+
+    def members(self, part: int) -> range:
+        """`part` and the parts after it that are expected to be called with the same input."""
+        stop = part + 1
+        while stop < len(self.leader) and self.leader[stop] == self.leader[part]:
+            stop += 1
+        return range(part, stop)
+
+    def depart(self, part: int) -> None:
+        """`part` and those after it in its company no longer follow their leader."""
+        for member in self.members(part):
+            self.leader[member] = part
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: everything but the pending outputs."""
+        return {name: value for name, value in self.__dict__.items() if name != "scratch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, leader=list(state["leader"]), scratch=_Scratch())
+
+
+class JoinedPart(nn.Module):
+    """Stands where one of the separate projections stood; owns no parameters.
+
+    The first part called with an input has the whole product computed and hands the others theirs when
+    they are called with that very tensor, unchanged, in the same thread and mode. With any other input a part
+    computes its own rows. The joined projection is looked up in the parent at every call, so an adapter or
+    quantiser put around it is honoured.
+    """
+
+    def __init__(self, parent: nn.Module, joined: str, index: int, company: _Company) -> None:
+        super().__init__()
+        # In __dict__: a registered parent would make the module tree a ring.
+        self.__dict__.update(parent=parent, joined=joined, index=index, company=company)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., rows of this part]`."""
+        # A compiler traces the hand-over badly; an inference tensor does not count its in-place changes.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or input.is_inference():
+            return self._rows(input, self.index, self.index + 1)
+        state = (input._version, *_mode(input), *(_stamp(p) for p in self._joined.parameters()))
+        handed = self._take(input, state)
+        return self._compute(input, state) if handed is None else handed
+
+    def _take(self, x: Tensor, state: tuple[Any, ...]) -> Tensor | None:
+        scratch = self.company.scratch
+        pending = scratch.pending
+        if pending is None or self.index not in pending.outputs:
+            return None
+        if pending.source() is not x or pending.state != state:
+            self.company.depart(self.index)
+            scratch.pending = None
+            return None
+        output = pending.outputs.pop(self.index)
+        if not pending.outputs:
+            scratch.pending = None
+        return output
+
+    def _compute(self, x: Tensor, state: tuple[Any, ...]) -> Tensor:
+        members = self.company.members(self.index)
+        product = self._rows(x, members.start, members.stop)
+        if len(members) == 1:
+            return product
+        sizes = [self.company.sizes[member] for member in members]
+        starts = (0, *accumulate(sizes))
+        # Slices, not `split`: a model may change its queries in place, which views of a split forbid.
+        outputs = {
+            member: product[..., start : start + size]
+            for member, start, size in zip(members, starts, sizes, strict=False)
+        }
+        own = outputs.pop(self.index)
+        scratch = self.company.scratch
+        # Dies with its input, so that a part that is never called (cached keys) keeps no memory.
+        scratch.pending = _Pending(weakref.ref(x, _forget(scratch)), state, outputs)
+        return own
+
+    def _rows(self, x: Tensor, first: int, stop: int) -> Tensor:
+        rows = (self.company.bounds[first][0], self.company.bounds[stop - 1][1])
+        if isinstance(self._joined, JoinedProjection):
+            output: Tensor = self._joined(x, rows=rows)
+            return output
+        whole: Tensor = self._joined(x)
+        return whole[..., rows[0] : rows[1]]
+
+    @property
+    def _joined(self) -> Any:
+        """Whatever has the joined projection's place now."""
+        return self.parent._modules[self.joined]
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last input dimension."""
+        return int(self._joined.in_features)
+
+    @property
+    def out_features(self) -> int:
+        """Rows of this part."""
+        return self.company.sizes[self.index]
+
+    @property
+    def weight(self) -> Tensor:
+        """This part's rows of the joined weight, as a view `[out_features, in_features]`."""
+        start, stop = self.company.bounds[self.index]
+        weight: Tensor = self._joined.weight[start:stop]
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """This part's rows of the joined bias, as a view `[out_features]`; None if the part has no bias."""
+        if not self.company.biased[self.index]:
+            return None
+        before = zip(self.company.sizes[: self.index], self.company.biased, strict=False)
+        start = sum(size for size, has_bias in before if has_bias)
+        bias: Tensor = self._joined.bias[start : start + self.out_features]
+        return bias
+
+    def extra_repr(self) -> str:
+        return f"part {self.index} of {self.joined!r}"
+
+
+def join_parts(parent: nn.Module, name: str, joined: JoinedProjection) -> dict[str, JoinedPart]:
+    """The stand-ins for the parts of `joined`, which is (or will be) the child `name` of `parent`."""
+    company = _Company(joined)
+    return {part: JoinedPart(parent, name, index, company) for index, part in enumerate(joined.parts)}
+
+
+def _mode(x: Tensor) -> tuple[Any, ...]:
+    """What besides the input and the weights decides the result."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.is_grad_enabled(), torch.get_autocast_dtype(device) if autocast else None
+
+
+def _stamp(parameter: Tensor) -> tuple[int, int]:
+    return id(parameter), 0 if parameter.is_inference() else parameter._version
+
+
+def _forget(scratch: _Scratch) -> Any:
+    def clear(reference: weakref.ref[Tensor]) -> None:
+        if scratch.pending is not None and scratch.pending.source is reference:
+            scratch.pending = None
+
+    return clear

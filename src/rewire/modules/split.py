@@ -1,0 +1,111 @@
+"""A fused projection that has become its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SplitProjection(nn.Module):
+    """Stands where a fused linear stood; its children are the parts, each an `nn.Linear` of its own.
+
+    The output has the shape and the row order of the fused projection's, so the surrounding forward needs
+    no change: along the last dimension there are `groups` equal groups, each holding the rows of every part
+    in turn.
+
+    Args:
+        in_features: size of the last input dimension.
+        parts: names of the parts, in the order in which their rows occur.
+        sizes: rows of each part over all groups.
+        groups: 1 for stacked parts, the number of heads for per-head rows, and so on.
+        bias: whether the parts have a bias.
+        device: where to create the parameters (`"meta"` to create none yet).
+        dtype: their type.
+
+    >>> split = SplitProjection(4, ("q", "k", "v"), (4, 2, 2), groups=2)
+    >>> split(torch.zeros(3, 4)).shape, split.q.weight.shape
+    (torch.Size([3, 8]), torch.Size([4, 4]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        parts: Sequence[str],
+        sizes: Sequence[int],
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = sum(sizes)
+        self.parts = tuple(parts)
+        self.sizes = tuple(sizes)
+        self.groups = groups
+        for name, size in zip(self.parts, self.sizes, strict=True):
+            self.add_module(name, nn.Linear(in_features, size, bias=bias, device=device, dtype=dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        parts = [self.get_submodule(name) for name in self.parts]
+        if self._plain(input, parts):
+            return self._into_one(input, parts)
+        outputs = [part(input) for part in parts]
+        if self.groups == 1:
+            return torch.cat(outputs, dim=-1)
+        return torch.cat([out.unflatten(-1, (self.groups, -1)) for out in outputs], dim=-1).flatten(-2)
+
+    def _plain(self, x: Tensor, parts: list[nn.Module]) -> bool:
+        """Whether nobody can tell if the parts are called: inference, no adapters, hooks or casts around."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+            return False
+        if torch.is_grad_enabled() or self.groups != 1 or torch.is_autocast_enabled(x.device.type):
+            return False
+        return all(_is_plain_linear(part) and part.weight.dtype == x.dtype for part in parts)
+
+    def _into_one(self, x: Tensor, parts: list[nn.Module]) -> Tensor:
+        """Each part writes its product straight into its columns: no concatenation, the same numbers."""
+        rows = x.reshape(-1, self.in_features)
+        out = rows.new_empty(rows.shape[0], self.out_features)
+        for part, columns in zip(parts, out.split(self.sizes, dim=-1), strict=True):
+            assert isinstance(part, nn.Linear)
+            if part.bias is None:
+                torch.mm(rows, part.weight.t(), out=columns)
+            else:
+                torch.addmm(part.bias, rows, part.weight.t(), out=columns)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """The fused weight `[out_features, in_features]`, put together anew at every access."""
+        return self._fused([self.get_submodule(name).weight for name in self.parts])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The fused bias `[out_features]`, put together anew at every access."""
+        biases = [self.get_submodule(name).bias for name in self.parts]
+        return None if biases[0] is None else self._fused(biases)
+
+    def _fused(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.unflatten(0, (self.groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, groups={self.groups}"
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in module.__dict__
+        and F.linear is _LINEAR
+    )
+
+
+_LINEAR = F.linear

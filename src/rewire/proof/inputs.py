@@ -1,0 +1,148 @@
+"""Inputs for any model, made from the model object alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from rewire.errors import ProofError
+from rewire.proof.cases import Case, Padding
+from rewire.proof.facts import Facts
+from rewire.proof.fields import IMAGE_NAMES, MAKERS, Shape, image_tokens
+
+TEXT: tuple[tuple[int, int, Padding], ...] = (
+    (1, 33, "none"),
+    (3, 17, "right"),
+    (3, 17, "left"),
+    (3, 17, "hole"),
+    (3, 7, "none"),
+)
+"""Batch, length and padding of the texts tried with each seed, the most telling first."""
+
+SIZED: tuple[int, ...] = (1, 3)
+"""Batches of inputs whose size the model sets."""
+
+BUDGET = 1.6e12
+"""Multiplications and additions that one round over all cases may cost; at 1e11 a second, 16 s."""
+
+FEWEST = 2
+"""Cases that are tried whatever they cost."""
+
+CHOICES = 2
+"""Answers to choose from, where a model chooses."""
+
+SEQUENCES = frozenset({"input_ids", "decoder_input_ids"})
+VIDEO_MODELS = frozenset({"pixel_values_videos"})
+
+
+def cases_for(model: nn.Module, seeds: Sequence[int] = (0, 1)) -> tuple[Case, ...]:
+    """Inputs for `model`: lengths, batches, padding patterns and seeds, within a budget of arithmetic.
+
+    Texts get random ordinary tokens of several lengths, padded in several ways; images have the model's full
+    size; SAM-like models get points and boxes; decoders after an encoder get tokens of their own. Large models
+    get fewer cases (at least two), in the order of what they can show.
+
+    Raises `ProofError` when forward takes nothing known; `inputs=` of `prove` is the way then.
+
+    >>> cases_for(nn.Linear(2, 2))
+    Traceback (most recent call last):
+    rewire.errors.ProofError: no input can be made for Linear: its forward takes input, and known are ...
+    """
+    facts = Facts.of(model)
+    names = wanted_names(facts)
+    if not names:
+        raise ProofError(
+            f"no input can be made for {type(model).__name__}: its forward takes {', '.join(sorted(facts.accepts))}, "
+            f"and known are {', '.join(MAKERS)}; pass inputs=[{{...}}] with keyword arguments for its forward"
+        )
+    return tuple(
+        _affordable(facts, (build_case(facts, shape, names) for shape in shapes_for(facts, names, seeds)))
+    )
+
+
+def wanted_names(facts: Facts) -> tuple[str, ...]:
+    """The arguments to fill: those forward takes and a maker exists for."""
+    names = tuple(name for name in MAKERS if name in facts.accepts)
+    if "pixel_values" in names:
+        names = tuple(name for name in names if name not in VIDEO_MODELS)
+    has_content = any(name not in ("attention_mask", "token_type_ids", "mm_token_type_ids") for name in names)
+    if "input_ids" in names and facts.vocab_size == 0:
+        raise ProofError(
+            f"{type(facts.model).__name__} takes input_ids, but neither its config nor its embedding tells a "
+            "vocabulary size; pass inputs=[{'input_ids': ...}]"
+        )
+    return names if has_content else ()
+
+
+def shapes_for(facts: Facts, names: Sequence[str], seeds: Sequence[int]) -> Iterator[Shape]:
+    """The shapes to try, in the order of what they can show for their cost."""
+    if not SEQUENCES & set(names):
+        yield from (Shape(batch, 1, "none", seed) for batch in SIZED for seed in seeds)
+        if {"input_values", "attention_mask"} <= set(names):
+            yield Shape(SIZED[-1], 1, "right", seeds[0] if seeds else 0)
+        return
+    can_pad = "input_ids" in names and "attention_mask" in names
+    limit = facts.max_length
+    for seed in seeds:
+        if mixes_images(facts, names):
+            yield Shape(1, image_tokens(facts) + 7, "none", seed, images=True)
+        shapes = [Shape(batch, min(length, limit), padding, seed) for batch, length, padding in TEXT]
+        yield from dict.fromkeys(shape for shape in shapes if can_pad or shape.padding == "none")
+
+
+def mixes_images(facts: Facts, names: Sequence[str]) -> bool:
+    """Whether images enter the text through placeholder tokens."""
+    return "pixel_values" in names and "input_ids" in names and facts.image_token is not None
+
+
+def build_case(facts: Facts, shape: Shape, names: Sequence[str]) -> Case:
+    """The case of one shape."""
+    left_out = IMAGE_NAMES if mixes_images(facts, names) and not shape.images else frozenset()
+    made = {name: MAKERS[name](facts, shape) for name in names if name not in left_out}
+    kwargs = {name: value for name, value in made.items() if value is not None}
+    if not kwargs:
+        raise ProofError(
+            f"the config of {type(facts.model).__name__} does not tell the size of {', '.join(names)}; "
+            "pass inputs=[{...}] with keyword arguments for its forward"
+        )
+    if type(facts.model).__name__.endswith("MultipleChoice"):
+        kwargs = {name: value.unsqueeze(1).repeat(1, CHOICES, 1) for name, value in kwargs.items()}
+    has_positions = "input_ids" in kwargs and kwargs["input_ids"].ndim == 2
+    return Case(_title(shape, names), kwargs, shape.mask if has_positions else None, shape.seed)
+
+
+def _title(shape: Shape, names: Sequence[str]) -> str:
+    """As `len 17, batch 3, right padding, seed 1`."""
+    parts = [f"len {shape.length}"] if SEQUENCES & set(names) else []
+    parts += [f"batch {shape.batch}"]
+    parts += [f"{shape.padding} padding"] if shape.padding != "none" else []
+    parts += ["with image"] if shape.images else []
+    return ", ".join([*parts, f"seed {shape.seed}"])
+
+
+def cost(facts: Facts, case: Case) -> float:
+    """Multiplications and additions of one forward: two per parameter and position, roughly."""
+    positions = max((_positions(facts, name, value) for name, value in case.kwargs.items()), default=1)
+    return 2.0 * facts.parameters * positions
+
+
+def _positions(facts: Facts, name: str, value: Tensor) -> int:
+    if name == "pixel_values" and value.ndim >= 4:
+        return value.numel() // (facts.channels * facts.patch_size**2)
+    if name == "pixel_values_videos":
+        return value.numel() // (facts.channels * facts.patch_size**2)
+    if name == "input_features":
+        return value.numel() // min(value.shape[1:])
+    if name == "input_values":
+        return max(1, value.numel() // 320)
+    return value.numel() if name in SEQUENCES else 1
+
+
+def _affordable(facts: Facts, cases: Iterator[Case]) -> Iterator[Case]:
+    spent = 0.0
+    for index, case in enumerate(cases):
+        spent += cost(facts, case)
+        if index >= FEWEST and spent > BUDGET:
+            return
+        yield case

@@ -1,0 +1,113 @@
+"""The two models of a proof with everything that comparing them needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from rewire.proof.cases import Case
+from rewire.proof.compare import compare_outputs
+from rewire.proof.divergence import compare_recordings, recorded
+from rewire.proof.execution import forward
+from rewire.proof.tolerances import Tolerances
+from rewire.tensor_rules import Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An untouched and an edited model. `label` says whose weights they hold: empty for their own."""
+
+    before: nn.Module
+    after: nn.Module
+    rules: Rule
+    limits: Tolerances
+    label: str = ""
+
+    @cached_property
+    def in_double(self) -> Pair:
+        """Deep copies of both with every floating tensor in float64, made when first asked for."""
+        before, after = (copy.deepcopy(model).double() for model in (self.before, self.after))
+        limits = Tolerances(self.limits.promise, torch.float64, self.limits.overrides)
+        return Pair(before, after, self.rules, limits, self.label)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How one case came out.
+
+    `real` and `padded` are the largest relative differences of any output tensor at real and padded positions
+    (`padded` is None without any), `worst` the name of the tensor that differs most, `tensors` and `bit_equal`
+    how many were compared and how many agree bit for bit. `modules` are the differences per module path.
+    `error` says why a model did not run; `skipped` is set when it was the untouched one.
+    """
+
+    case: Case
+    real: float = 0.0
+    padded: float | None = None
+    worst: str = ""
+    tensors: int = 0
+    bit_equal: int = 0
+    modules: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    skipped: bool = False
+
+    @property
+    def largest(self) -> float:
+        """The larger of both differences."""
+        return max(self.real, self.padded or 0.0)
+
+
+def compare_case(pair: Pair, case: Case) -> CaseResult:
+    """Runs both models on `case` and compares outputs and modules.
+
+    A case that the untouched model does not take is skipped; an exception of the edited one is a difference.
+    """
+    mask = None if pair.limits.judges_padding else case.mask
+    try:
+        with recorded(pair.before, mask) as seen_before:
+            before = forward(pair.before, case)
+    except Exception as error:
+        return CaseResult(case, error=describe_error(error), skipped=True)
+    try:
+        with recorded(pair.after, mask) as seen_after:
+            after = forward(pair.after, case)
+    except Exception as error:
+        return CaseResult(case, float("inf"), error=describe_error(error))
+    found = compare_outputs(before, after, case.mask)
+    worst = max(found, key=lambda one: max(one.real, one.padded or 0.0), default=None)
+    return CaseResult(
+        case=case,
+        real=max((one.real for one in found), default=0.0),
+        padded=max((one.padded for one in found if one.padded is not None), default=None),
+        worst=worst.name if worst is not None else "",
+        tensors=len(found),
+        bit_equal=sum(one.bit_equal for one in found),
+        modules=compare_recordings(seen_before, seen_after, same_shapes=pair.limits.judges_padding),
+    )
+
+
+def in_double(pair: Pair, case: Case) -> CaseResult | None:
+    """The same comparison in float64; None when a model does not run there."""
+    if pair.limits.dtype == torch.float64:
+        return None
+    try:
+        result = compare_case(pair.in_double, case)
+    except Exception:  # copying or converting may fail in any way that a module likes
+        return None
+    return None if result.error else result
+
+
+def describe_error(error: BaseException) -> str:
+    """The kind and the first line of an exception."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def largest_difference(results: Iterable[CaseResult]) -> float:
+    """The largest difference at real positions."""
+    return max((result.real for result in results if not result.skipped), default=0.0)

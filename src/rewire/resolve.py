@@ -1,0 +1,163 @@
+"""A plan and a model become changes and refusals, before anything is changed.
+
+Resolving carries every change out on a skeleton of the model (all tensors on meta), so that a later edit is
+decided on what the earlier ones leave, and a plan that would fail half-way fails here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from rewire import families, hf_seam
+from rewire.edits import HANDLERS, Match, Refusal, Scene
+from rewire.errors import NoMatchError, RefusedError
+from rewire.plan import Cast, Edit, Freeze, Join, Lora, Plan, Split, Unfreeze
+from rewire.receipts import Decision
+from rewire.surgery import Change, skeleton
+from rewire.targets import Target
+from rewire.tensor_rules import Rule
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A plan, decided for one model."""
+
+    plan: Plan
+    changes: tuple[Change, ...]
+    decisions: tuple[Decision, ...]
+    skeleton: nn.Module = field(repr=False)
+    """The model as it will be, on meta."""
+
+    @property
+    def rule(self) -> Rule:
+        """The tensor steps of all changes, from the names before to the names after."""
+        return tuple(step for change in self.changes for step in change.rule)
+
+
+def resolve(model: nn.Module, plan: Plan, *, allow_code: bool = False) -> Resolution:
+    """Decides what `plan` does to `model`; changes nothing.
+
+    Args:
+        model: any model, also on meta.
+        plan: what to do.
+        allow_code: whether classes that the plan names by import path may be imported.
+
+    Raises:
+        NoMatchError: a target matches nothing and its edit is not optional.
+        RefusedError: an edit would be wrong at a place that it matched; the message lists all such places.
+        ConsentError: the plan names code and `allow_code` is false.
+    """
+    scene = Scene(skeleton(model), model, allow_code, hf_seam.declared_ties(model))
+    changes: list[Change] = []
+    decisions: list[Decision] = []
+    for number, edit in enumerate(plan.edits):
+        for decision, change in _decide(edit, number, scene):
+            decisions.append(decision)
+            changes += [change] if change else []
+    _fail_on_refusals(plan, decisions)
+    return Resolution(plan, tuple(changes), tuple(decisions), scene.model)
+
+
+def _decide(edit: Edit, number: int, scene: Scene) -> Iterator[tuple[Decision, Change | None]]:
+    target = written(edit)
+    matches = _matches(edit, number, scene)
+    if not matches:
+        yield Decision(number, edit.kind, target, "", "unmatched", "no module matches"), None
+        return
+    refused: list[Refusal] = []
+    for outcome in HANDLERS[type(edit)](edit, number, matches, scene):
+        if isinstance(outcome, Refusal):
+            reason = _with_history(outcome, scene)
+            yield Decision(number, edit.kind, target, outcome.path, "refused", reason), None
+            refused.append(outcome)
+            continue
+        outcome.surgeon(scene.model)
+        scene.edited[outcome.path] = f"edits[{number}] ({edit.kind})"
+        yield Decision(number, edit.kind, target, outcome.path, "changed", outcome.detail), outcome
+
+
+def _with_history(refusal: Refusal, scene: Scene) -> str:
+    earlier = scene.edited.get(refusal.path)
+    return f"{refusal.reason}; {earlier} of this plan changes it already" if earlier else refusal.reason
+
+
+def written(edit: Edit) -> str:
+    """The target or targets of an edit as text."""
+    return edit.target if isinstance(edit.target, str) else ", ".join(edit.target)
+
+
+def _matches(edit: Edit, number: int, scene: Scene) -> tuple[Match, ...]:
+    texts = (edit.target,) if isinstance(edit.target, str) else edit.target
+    found: dict[str, Match] = {}
+    for text in texts:
+        matches = tuple(_find(edit, _parse(edit, text), scene))
+        if not matches and not edit.optional:
+            raise NoMatchError(_no_match_message(edit, number, text, scene))
+        found |= {match.path: match for match in matches}
+    return tuple(found.values())
+
+
+def _parse(edit: Edit, text: str) -> Target:
+    """Adapters name their targets as peft does: a bare name stands for all modules of that name."""
+    return Target.parse(f"**.{text}" if isinstance(edit, Lora) and text.isidentifier() else text)
+
+
+def _find(edit: Edit, target: Target, scene: Scene) -> Iterator[Match]:
+    if target.structural:
+        wanted = _structural(edit, target, scene)
+        yield from (match for match in _modules(scene.model) if match.path in wanted)
+        return
+    for match in _modules(scene.model):
+        names = [cls.__name__ for cls in type(match.module).__mro__]
+        if any(map(target.path_matches, (match.path, *match.aliases))) and target.class_matches(names):
+            yield match
+    if isinstance(edit, Freeze | Unfreeze | Cast) and target.class_glob is None:
+        for name, _ in scene.model.named_parameters(remove_duplicate=False):
+            if target.path_matches(name):
+                yield Match(name, None)
+
+
+def _modules(model: nn.Module) -> Iterator[Match]:
+    """Every module once, with all its paths."""
+    paths: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+        modules[id(module)] = module
+    for key, module in modules.items():
+        first, *others = paths[key]
+        yield Match(first, module, tuple(others))
+
+
+def _structural(edit: Edit, target: Target, scene: Scene) -> set[str]:
+    """The places that detection finds for `@attention` and the like."""
+    if isinstance(edit, Split):
+        fused = families.fused_projections(scene.model)
+        found = {f.path for f in fused if not isinstance(f, families.Refusal) and f.kind == target.structural}
+    elif isinstance(edit, Join):
+        separate = families.separate_projections(scene.model)
+        found = {s.path for s in separate if set(edit.parts) <= set(s.parts)}
+    else:
+        kinds = {f.path.rpartition(".")[0] for f in families.fused_projections(scene.model)}
+        found = kinds | {s.path for s in families.separate_projections(scene.model)}
+    return {path for path in found if target.path_matches(path)}
+
+
+def _no_match_message(edit: Edit, number: int, text: str, scene: Scene) -> str:
+    paths = [path for path, _ in scene.model.named_modules(remove_duplicate=False) if path]
+    nearest = _parse(edit, text).nearest(paths)
+    hint = "; the nearest existing paths are " + ", ".join(nearest) if nearest else ""
+    return (
+        f"edits[{number}] ({edit.kind}): target {text!r} matches no module of {type(scene.source).__name__}{hint}. "
+        "`rewire inspect` lists what can be edited; `optional: true` lets an edit match nothing"
+    )
+
+
+def _fail_on_refusals(plan: Plan, decisions: Sequence[Decision]) -> None:
+    refused = [d for d in decisions if d.outcome == "refused" and not plan.edits[d.edit].optional]
+    if refused:
+        lines = [f"  edits[{d.edit}] ({d.kind}) {d.path or 'the model'}: {d.detail}" for d in refused]
+        raise RefusedError("\n".join([f"the plan is refused at {len(refused)} places; nothing was changed", *lines]))
