@@ -20,15 +20,16 @@ PACKAGE = "rewire"
 # Lowest first. A unit imports from its own row and from the rows before it in this table, never from a later
 # one, and never in a circle. `rewire` itself is the public face that `cli` calls.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "targets", "plan"),
-    ("families", "tensor_rules", "modules", "source", "hf_seam", "surgery"),
+    ("errors", "targets", "plan", "artefact"),
+    ("tensor_rules", "modules", "source"),
+    ("edit_rules", "families", "probe", "hf_seam", "surgery"),
     ("edits",),
-    ("resolve", "receipt", "checkpoint"),
-    ("live", "stream", "adapters"),
-    ("proof", "measure", "fastpath"),
+    ("resolve", "receipts", "checkpoint"),
+    ("live", "stream", "adapters", "loading", "saving"),
+    ("proof", "inspection", "measure", "fastpath"),
     ("export",),
     (PACKAGE,),
-    ("cli",),
+    ("cli", "demo"),
     ("__main__",),
 )
 
@@ -51,7 +52,7 @@ DOORS: dict[str, frozenset[str]] = {
 HEAVY = frozenset({"torch", "transformers", "accelerate", "peft"})
 
 # No heavy import anywhere, inside functions neither.
-NEVER_HEAVY = frozenset({"errors", "targets", "plan", "tensor_rules", "source"})
+NEVER_HEAVY = frozenset({"errors", "targets", "plan", "artefact", "tensor_rules", "edit_rules", "source"})
 
 # Loading the unit, with all that it loads in turn, imports nothing heavy; its functions may, when called.
 LOADS_LIGHT = NEVER_HEAVY | {PACKAGE, "checkpoint", "stream", "cli", "__main__"}

@@ -26,17 +26,13 @@ from rewire.plan import (
     Unfreeze,
 )
 
-# Anything a file can hold (not half a surrogate pair), with many words that YAML might take for something else.
+# Anything a file can hold (not half a surrogate pair), and often words that YAML may take for something else.
 TEXT = st.one_of(
-    st.sampled_from(
-        ["no", "on", "null", "~", "1", "1e-4", "010", "0o17", "1:30", "2024-01-01", "<<", "=", ""]
-    ),
+    st.sampled_from(["no", "on", "null", "~", "1", "1e-4", "010", "0o17", "1:30", "2024-01-01", "<<", "=", ""]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
 )
 NAMES = st.sampled_from(["q", "k", "v", "qkv", "no", "on", "null", "true", "y", "_", "größe", "c_attn"])
-SEGMENTS = st.one_of(
-    NAMES, st.sampled_from(["*", "**", "0", "[0-11]", "[0,2]", "{q,k}_proj", "layer[1-3]", "?v"])
-)
+SEGMENTS = st.one_of(NAMES, st.sampled_from(["*", "**", "0", "[0-11]", "[0,2]", "{q,k}_proj", "layer[1-3]", "?v"]))
 PATHS = st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join)
 TARGETS = st.one_of(
     PATHS,
@@ -106,9 +102,7 @@ LORAS = st.builds(
 EDITS: st.SearchStrategy[Edit] = st.one_of(
     SPLITS,
     st.builds(Join, TARGETS, distinct(NAMES), st.none() | NAMES, optional=st.booleans()),
-    st.builds(
-        Replace, TARGETS, st.sampled_from(["a.b:C", "a:B.C", TransposeTensor]), st.lists(RULES, max_size=3)
-    ),
+    st.builds(Replace, TARGETS, st.sampled_from(["a.b:C", "a:B.C", TransposeTensor]), st.lists(RULES, max_size=3)),
     LORAS,
     st.builds(Freeze, MANY_TARGETS, optional=st.booleans()),
     st.builds(Unfreeze, MANY_TARGETS, optional=st.booleans()),

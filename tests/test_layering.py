@@ -118,7 +118,7 @@ ALLOWED = {
     },
     "units not written yet": {
         "__init__.py": "",
-        "stream.py": "from rewire.resolve import resolve\nfrom rewire import receipt",
+        "stream.py": "from rewire.resolve import resolve\nfrom rewire import receipts",
     },
 }
 

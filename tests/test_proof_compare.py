@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_proof_models import build
 from torch import nn
 
 from rewire.errors import ProofError
@@ -16,6 +15,7 @@ from rewire.proof.cases import as_cases
 from rewire.proof.compare import at_positions, compare_outputs, flatten, largest, relative_difference
 from rewire.proof.execution import forward
 from rewire.proof.tolerances import Tolerances, check_promise, coarsest_dtype
+from test_proof_models import build
 
 
 def test_caches_are_flattened_by_layer() -> None:
@@ -31,7 +31,7 @@ def test_caches_of_encoder_decoders_are_flattened() -> None:
 
 def test_state_caches_are_flattened() -> None:
     names = forward(build("mamba"), cases_for(build("mamba"))[0])
-    assert [name for name in names if name.startswith("past_key_values") or name.startswith("cache_params")]
+    assert [name for name in names if name.startswith(("past_key_values", "cache_params"))]
 
 
 def test_dataclasses_and_plain_objects_are_entered() -> None:

@@ -87,7 +87,13 @@ def sam_config() -> Any:
         "num_pos_feats": 8,
         "initializer_range": 0.02,
     }
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "iou_head_hidden_dim": 16}
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "iou_head_hidden_dim": 16,
+    }
     prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4, "image_embedding_size": 8}
     return tf.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
 
@@ -121,6 +127,15 @@ WHISPER: dict[str, Any] = {
     "eos_token_id": 3,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
+}
+T5: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 37,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
 }
 MAMBA: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 
@@ -161,9 +176,8 @@ MODELS: dict[str, Builder] = {
     "qwen2": of("Qwen2ForCausalLM", "Qwen2Config", **GROUPED),
     "qwen3": of("Qwen3ForCausalLM", "Qwen3Config", **GROUPED, head_dim=8),
     "mamba": of("MambaForCausalLM", "MambaConfig", **MAMBA),
-    "t5": of("T5ForConditionalGeneration", "T5Config", vocab_size=99, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
-             decoder_start_token_id=0),
-    "t5-encoder": of("T5EncoderModel", "T5Config", vocab_size=99, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4),
+    "t5": of("T5ForConditionalGeneration", "T5Config", **T5),
+    "t5-encoder": of("T5EncoderModel", "T5Config", **T5),
     "bart": of("BartForConditionalGeneration", "BartConfig", **BART),
     "bart-classifier": of("BartForSequenceClassification", "BartConfig", **BART),
     "marian": of("MarianMTModel", "MarianConfig", **BART, decoder_start_token_id=1),
@@ -173,7 +187,10 @@ MODELS: dict[str, Builder] = {
     "deit": of("DeiTForImageClassification", "DeiTConfig", **VISION),
     "beit": of("BeitModel", "BeitConfig", **VISION, vocab_size=99),
     "dinov2": of("Dinov2Model", "Dinov2Config", **VISION),
-    "swin": of("SwinModel", "SwinConfig", image_size=32, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4),
+    "swin": of(
+        "SwinModel", "SwinConfig", image_size=32, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 4],
+        window_size=4,
+    ),
     "resnet": of("ResNetModel", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
     "convnext": of("ConvNextModel", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32),
     "segformer": of(
@@ -198,8 +215,10 @@ MODELS: dict[str, Builder] = {
     "whisper-classifier": of("WhisperForAudioClassification", "WhisperConfig", **WHISPER),
     "wav2vec2": of("Wav2Vec2Model", "Wav2Vec2Config", **WAVE),
     "hubert": of("HubertModel", "HubertConfig", **WAVE),
-    "ast": of("ASTModel", "ASTConfig", **{k: v for k, v in VISION.items() if k != "image_size"}, num_mel_bins=16, max_length=24,
-              frequency_stride=4, time_stride=4),
+    "ast": of(
+        "ASTModel", "ASTConfig", **{key: value for key, value in VISION.items() if key != "image_size"},
+        num_mel_bins=16, max_length=24, frequency_stride=4, time_stride=4,
+    ),
     "speech-to-text": of(
         "Speech2TextForConditionalGeneration", "Speech2TextConfig", **{**BART, "max_position_embeddings": 64},
         max_source_positions=64, max_target_positions=32, input_feat_per_channel=8, conv_channels=16, num_conv_layers=2,
@@ -208,10 +227,11 @@ MODELS: dict[str, Builder] = {
 }  # fmt: skip
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
-    """A tiny model in evaluation mode."""
-    torch.manual_seed(seed)
-    return MODELS[name]().eval()
+def build(what: str | Builder) -> nn.Module:
+    """A tiny model of the table, or of a builder, in evaluation mode."""
+    torch.set_num_threads(1)  # faster for tiny models; conftest.py sets it anew for every test
+    torch.manual_seed(0)
+    return (MODELS[what] if isinstance(what, str) else what)().eval()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -271,11 +291,11 @@ def test_the_mask_is_left_out_where_nothing_is_padded() -> None:
 
 
 def test_lengths_stay_within_the_positions() -> None:
-    model = tf.RobertaModel(tf.RobertaConfig(**{**TEXT, "max_position_embeddings": 14}))
+    model = build(of("RobertaModel", "RobertaConfig", **{**TEXT, "max_position_embeddings": 14}))
     lengths = {case.kwargs["input_ids"].shape[1] for case in cases_for(model)}
     assert max(lengths) <= 12
     for case in cases_for(model):
-        forward(model.eval(), case)
+        forward(model, case)
 
 
 def test_decoders_after_an_encoder_start_as_the_config_says() -> None:

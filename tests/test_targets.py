@@ -232,11 +232,7 @@ def test_no_glob_matches_for_long() -> None:
 SAM = [
     "",
     "vision_encoder",
-    *(
-        f"vision_encoder.layers.{n}{leaf}"
-        for n in range(12)
-        for leaf in ("", ".attn", ".attn.qkv", ".mlp.lin1")
-    ),
+    *(f"vision_encoder.layers.{n}{leaf}" for n in range(12) for leaf in ("", ".attn", ".attn.qkv", ".mlp.lin1")),
     "mask_decoder.transformer.layers.0.self_attn.q_proj",
     "mask_decoder.transformer.layers.1.self_attn.q_proj",
 ]

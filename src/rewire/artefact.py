@@ -27,7 +27,17 @@ RECORD = "rewire.json"
 ADAPTERS = "adapter"
 LAYOUTS = ("original", "edited")
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+)
 _OWN = {RECORD, "config.json", "generation_config.json"}
 
 

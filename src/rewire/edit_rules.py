@@ -10,7 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rewire import plan
 from rewire.errors import RuleError
-from rewire.tensor_rules import Cast, Drop, JoinRows, Rename, Rule, Shape, SplitRows, Step, Transpose, run_shapes
+from rewire.tensor_rules import (
+    Cast,
+    Drop,
+    JoinRows,
+    Rename,
+    Rule,
+    Shape,
+    SplitRows,
+    Step,
+    Transpose,
+    run_shapes,
+)
+
+TensorRule = (
+    plan.SplitTensor | plan.JoinTensor | plan.RenameTensor | plan.TransposeTensor | plan.DropTensor | plan.CastTensor
+)
 
 
 def split_rule(
@@ -82,7 +97,7 @@ def joined_name(parts: Sequence[str]) -> str:
     return ("" if all(len(stem) == 1 for stem in stems) else "_").join(stems) + suffix
 
 
-def expand_tensor_rules(rules: Sequence[plan.TensorRule], shapes: Mapping[str, Shape], dtype: str = "float32") -> Rule:
+def expand_tensor_rules(rules: Sequence[TensorRule], shapes: Mapping[str, Shape], dtype: str = "float32") -> Rule:
     """The steps that the tensor rules of a `Replace` stand for, on a module with tensors of these `shapes`.
 
     A `*` in a name stands for the same text in all names of its rule; the rule is repeated for every tensor
@@ -104,11 +119,11 @@ def expand_tensor_rules(rules: Sequence[plan.TensorRule], shapes: Mapping[str, S
     return tuple(steps)
 
 
-def _first(rule: plan.TensorRule) -> str:
+def _first(rule: TensorRule) -> str:
     return rule.sources[0] if isinstance(rule, plan.JoinTensor) else rule.source
 
 
-def _steps(rule: plan.TensorRule, shapes: Mapping[str, Shape], dtype: str) -> Iterator[Step]:
+def _steps(rule: TensorRule, shapes: Mapping[str, Shape], dtype: str) -> Iterator[Step]:
     before, star, after = _first(rule).partition("*")
     pattern = re.compile(re.escape(before) + (f"(.+){re.escape(after)}" if star else ""))
     for name in shapes:
@@ -117,7 +132,7 @@ def _steps(rule: plan.TensorRule, shapes: Mapping[str, Shape], dtype: str) -> It
             yield _step(rule, name, match[1] if star else "", shapes, dtype)
 
 
-def _step(rule: plan.TensorRule, name: str, star: str, shapes: Mapping[str, Shape], dtype: str) -> Step:
+def _step(rule: TensorRule, name: str, star: str, shapes: Mapping[str, Shape], dtype: str) -> Step:
     def fill(text: str) -> str:
         return text.replace("*", star)
 

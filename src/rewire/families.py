@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +209,10 @@ class _Sight:
         return self.around[0]
 
     @property
+    def place(self) -> str:
+        return f"{type(self.owner).__name__}.{self.leaf}"
+
+    @property
     def rows(self) -> int:
         return self.facts.out_features
 
@@ -217,7 +221,10 @@ class _Sight:
         configs = [getattr(module, "config", None) for module in self.around]
         for holder in (self.owner, *configs):
             for name in names:
-                value = getattr(holder, name, None)
+                try:
+                    value = getattr(holder, name, None)
+                except Exception:  # a config whose layers differ refuses to say one number for all
+                    return None
                 if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                     return value
         return None
@@ -424,8 +431,7 @@ FAMILIES: tuple[Family, ...] = (
     _family("kv_proj", "JetMoeAttention", _Equal(KV)),
     _family(
         "to_kv",
-        "EvollaSequenceCompressorAttention GraniteSpeechConformerAttention "
-        "GraniteSpeechPlusConformerAttention",
+        "EvollaSequenceCompressorAttention GraniteSpeechConformerAttention GraniteSpeechPlusConformerAttention",
         _Equal(KV),
     ),
     _family("qkv_opreact", "xLSTMLayer", _Sizes((*QKV, "gate"), ("qk_dim", "qk_dim", "v_dim", "v_dim"))),
@@ -501,24 +507,23 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _family("query_key", "LSHSelfAttention", _NotFused("queries and keys are the same rows here")),
     _family("index_qk_proj", "Qwen4ExpTextQSAIndexer", _NotFused("chooses tokens for sparse attention")),
-    _family(
-        "linear_kv_points", "EsmFoldInvariantPointAttention", _NotFused("points in space: x, y and z of each")
-    ),
+    _family("linear_kv_points", "EsmFoldInvariantPointAttention", _NotFused("points in space: x, y and z of each")),
     _family("in_proj", "BarkMLP Kimi_K25MultimodalProjection", _NotFused()),
 )
 
 _INDEX = {(owner, family.leaf): family for family in FAMILIES for owner in family.owners}
 _LEAVES = frozenset(family.leaf for family in FAMILIES)
+_LAST_NAMES = frozenset(leaf.rpartition(".")[2] for leaf in _LEAVES)
 _TABLE_HOME = "transformers.models."
 
 
-def _known(sight: _Sight) -> Family | None:
+def _known(owner: nn.Module, leaf: str) -> Family | None:
     """The table's record for this owner, unless a class from elsewhere has given it another forward."""
-    mro = type(sight.owner).__mro__
+    mro = type(owner).__mro__
     runs = next((kind for kind in mro if "forward" in vars(kind)), None)
     if runs is None or not runs.__module__.startswith(_TABLE_HOME):
         return None
-    return next((_INDEX[key] for kind in mro if (key := (kind.__name__, sight.leaf)) in _INDEX), None)
+    return next((_INDEX[key] for kind in mro if (key := (kind.__name__, leaf)) in _INDEX), None)
 
 
 # ---------------------------------------------------------------- what a fused linear holds
@@ -549,23 +554,35 @@ def fused_projection(
     sight = _look(model, path)
     if isinstance(sight, Refusal):
         return sight
-    if layout != "auto" and layout not in LAYOUTS:
-        return Refusal(path, f"unknown layout {layout!r}; state one of {' | '.join(LAYOUTS)} | auto")
     wish = _Wish(layout, tuple(into or ()), tuple(sizes or ()), groups)
-    found, evidence = _found(model, sight) if layout == "auto" else _found_in_table(sight)
-    if isinstance(found, _Rows):
-        agreed = _agree(found, wish)
-        if isinstance(agreed, _Rows):
-            return _projection(sight, agreed, wish, evidence)
-        if layout == "auto":
-            return Refusal(path, f"{agreed}; leave it out, or state the layout too if you mean it")
-        evidence = (f"stated by the plan; {evidence[0]}",)
-    elif layout == "auto":
-        return Refusal(path, found)
+    if layout == "auto":
+        result = _detected(model, sight, wish)
+    elif layout in LAYOUTS:
+        result = _stated(sight, wish)
     else:
-        evidence = ("stated by the plan",)
-    stated = _stated(sight, wish)
-    return Refusal(path, stated) if isinstance(stated, str) else _projection(sight, stated, wish, evidence)
+        result = f"unknown layout {layout!r}; state one of {' | '.join(LAYOUTS)} | auto"
+    return Refusal(path, result) if isinstance(result, str) else result
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows, and how they are known."""
+
+    rows: _Rows
+    evidence: tuple[str, ...]
+
+    def against(self, wish: _Wish) -> str | None:
+        """What speaks against the caller's words."""
+        rows = self.rows
+        if wish.layout not in ("auto", rows.layout):
+            return f"layout is {rows.layout}, not {wish.layout}"
+        if wish.groups not in (None, rows.groups):
+            return f"groups is {rows.groups}, not {wish.groups}"
+        if wish.into and len(wish.into) != len(rows.roles):
+            return f"the rows hold {', '.join(rows.roles)}, and into names {len(wish.into)} parts"
+        if wish.sizes and _in_order(wish.sizes, wish, rows) != rows.sizes:
+            return f"sizes are {list(rows.sizes)}, not {list(wish.sizes)}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -592,66 +609,63 @@ def _look(model: nn.Module, path: str) -> _Sight | Refusal:
     facts = linear_facts(module)
     if isinstance(facts, str):
         return Refusal(path, facts)
-    return _sight(model, path, facts)
+    leaf, around = _surroundings(model, path)
+    return _Sight(path, leaf, facts, around)
 
 
-def _sight(model: nn.Module, path: str, facts: LinearFacts) -> _Sight:
+def _surroundings(model: nn.Module, path: str) -> tuple[str, tuple[nn.Module, ...]]:
+    """The name of a linear within its owner, and the owner followed by its parents."""
     parts = path.split(".")
     # A few projections are wrapped once more (a linear and its batch norm): their name has two parts.
-    leaf = next((two for two in (".".join(parts[-2:]),) if len(parts) > 1 and two in _LEAVES), parts[-1])
-    depth = len(parts) - leaf.count(".") - 1
+    wrapped = ".".join(parts[-2:])
+    leaf = wrapped if wrapped in _LEAVES else parts[-1]
     around = [model]
-    for part in parts[:depth]:
+    for part in parts[: len(parts) - leaf.count(".") - 1]:
         around.append(around[-1].get_submodule(part))
-    return _Sight(path, leaf, facts, tuple(reversed(around)))
+    return leaf, tuple(reversed(around))
 
 
-def _found_in_table(sight: _Sight) -> tuple[_Rows | str, tuple[str, ...]]:
-    family = _known(sight)
-    if family is None:
-        return _ambiguous(sight), ()
-    rows = family.rule(sight)
-    place = f"{type(sight.owner).__name__}.{sight.leaf}"
-    if isinstance(rows, str):
-        return f"{place}: {rows}; to split it all the same, state layout, into and sizes", ()
-    problem = rows.problem(sight.rows)
-    if problem is not None:
-        return f"{place}: {problem}; state layout, into and sizes", ()
-    return rows, (f"{place}: {_WORDS[rows.layout]} (known family)", _arithmetic(sight, rows))
+def _detected(model: nn.Module, sight: _Sight, wish: _Wish) -> FusedProjection | str:
+    """From the table, else by the probe. What the caller states must agree."""
+    found = _found(model, sight)
+    if isinstance(found, str):
+        return found
+    disagreement = found.against(wish)
+    if disagreement:
+        return f"{disagreement}; leave it out, or state the layout too if you mean it"
+    return _projection(sight, found, wish)
 
 
-def _found(model: nn.Module, sight: _Sight) -> tuple[_Rows | str, tuple[str, ...]]:
-    if _known(sight) is not None:
+def _found(model: nn.Module, sight: _Sight) -> _Found | str:
+    if _known(sight.owner, sight.leaf) is not None:
         return _found_in_table(sight)
-    return _ambiguous(sight), ()
+    return _ambiguous(sight, "this class is not known")
 
 
-def _ambiguous(sight: _Sight, why: str = "") -> str:
-    place = f"{type(sight.owner).__name__}.{sight.leaf}"
-    because = why or "this class is not known"
-    return f"ambiguous layout of {place}: {because}; state layout: {' | '.join(LAYOUTS)} in the plan"
+def _found_in_table(sight: _Sight) -> _Found | str:
+    family = _known(sight.owner, sight.leaf)
+    if family is None:
+        return _ambiguous(sight, "this class is not known")
+    rows = family.rule(sight)
+    problem = rows if isinstance(rows, str) else rows.problem(sight.rows)
+    if problem is not None:
+        return f"{sight.place}: {problem}; to split it all the same, state layout, into and sizes"
+    assert not isinstance(rows, str)
+    origin = f"{sight.place}: {_WORDS[rows.layout]} (known family)"
+    return _Found(rows, (origin, _arithmetic(sight, rows)))
+
+
+def _ambiguous(sight: _Sight, why: str) -> str:
+    return f"ambiguous layout of {sight.place}: {why}; state layout: {' | '.join(LAYOUTS)} in the plan"
 
 
 def _arithmetic(sight: _Sight, rows: _Rows) -> str:
-    heads, kv_heads, head_dim = sight.heads, sight.kv_heads, sight.head_dim
     total = f"{' + '.join(map(str, rows.sizes))} = {sight.rows} rows"
-    if heads is None or head_dim is None or set(rows.roles) & {"gate", "up"}:
-        return f"{total} in {rows.groups} group{'s' if rows.groups > 1 else ''}"
-    few = f", {kv_heads} for keys and values" if kv_heads != heads else ""
-    return f"{heads} heads of {head_dim}{few}: {total}"
-
-
-def _agree(found: _Rows, wish: _Wish) -> _Rows | str:
-    """What was found, if nothing that the caller states speaks against it."""
-    if wish.layout not in ("auto", found.layout):
-        return f"layout is {found.layout}, not {wish.layout}"
-    if wish.groups not in (None, found.groups):
-        return f"groups is {found.groups}, not {wish.groups}"
-    if wish.into and len(wish.into) != len(found.roles):
-        return f"the rows hold {', '.join(found.roles)}, and into names {len(wish.into)} parts"
-    if wish.sizes and _in_order(wish.sizes, wish, found) != found.sizes:
-        return f"sizes are {list(found.sizes)}, not {list(wish.sizes)}"
-    return found
+    by_heads = dict(zip(QKV, _head_sizes(sight) or (), strict=False))
+    if by_heads and all(by_heads.get(role) == size for role, size in zip(rows.roles, rows.sizes, strict=True)):
+        few = f", {sight.kv_heads} for keys and values" if sight.kv_heads != sight.heads else ""
+        return f"config: {sight.heads} x {sight.head_dim} per head{few}; {total}"
+    return f"{total} in {rows.groups} groups" if rows.groups > 1 else total
 
 
 def _in_order(values: tuple[int, ...] | tuple[str, ...], wish: _Wish, rows: _Rows) -> tuple[int | str, ...]:
@@ -661,11 +675,12 @@ def _in_order(values: tuple[int, ...] | tuple[str, ...], wish: _Wish, rows: _Row
     return tuple(values[wish.roles.index(role)] for role in rows.roles)
 
 
-def _projection(sight: _Sight, rows: _Rows, wish: _Wish, evidence: tuple[str, ...]) -> FusedProjection:
-    names = tuple(str(name) for name in _in_order(wish.into, wish, rows)) or _names(sight, rows.roles)
+def _projection(sight: _Sight, found: _Found, wish: _Wish) -> FusedProjection:
+    rows = found.rows
+    names = tuple(map(str, _in_order(wish.into, wish, rows))) or _names(sight, rows.roles)
     kind = "mlp" if set(rows.roles) <= {"gate", "up"} else "attention"
-    found = (rows.roles, names, rows.sizes, rows.groups, rows.layout, evidence)
-    return FusedProjection(sight.path, kind, *found)
+    dealt = (rows.roles, names, rows.sizes, rows.groups, rows.layout)
+    return FusedProjection(sight.path, kind, *dealt, found.evidence)
 
 
 def _names(sight: _Sight, roles: tuple[str, ...]) -> tuple[str, ...]:
@@ -678,17 +693,29 @@ def _names(sight: _Sight, roles: tuple[str, ...]) -> tuple[str, ...]:
 # ---------------------------------------------------------------- a layout that the caller states
 
 
-def _stated(sight: _Sight, wish: _Wish) -> _Rows | str:
-    """The rows as the caller states them; what is left open comes from the configuration."""
+def _stated(sight: _Sight, wish: _Wish) -> FusedProjection | str:
+    """As the caller states it; where the table says the same, it fills in what is left open."""
+    known = _found_in_table(sight)
+    if isinstance(known, _Found) and not known.against(wish):
+        return _projection(sight, known, wish)
+    rows = _stated_rows(sight, wish)
+    if isinstance(rows, str):
+        return rows
+    # Rewire obeys, but says in the receipt that the table sees it otherwise.
+    contrary = known.evidence[:1] if isinstance(known, _Found) else ()
+    return _projection(sight, _Found(rows, ("stated by the plan", *contrary)), wish)
+
+
+def _stated_rows(sight: _Sight, wish: _Wish) -> _Rows | str:
     roles = wish.roles or _default_roles(sight, wish)
     if not roles:
         return "state `into`: the names of the parts in the order of the rows"
     sizes = wish.sizes or _default_sizes(sight, wish.layout, roles)
     if isinstance(sizes, str):
         return f"{sizes}; state sizes"
-    groups = wish.groups or _default_groups(sight, wish.layout, roles, sizes)
-    if isinstance(groups, str):
-        return groups
+    groups = wish.groups or _default_groups(sight, wish.layout, roles)
+    if groups is None:
+        return f"no head count near {sight.path}; state groups"
     rows = _Rows(roles, sizes, groups, wish.layout)
     problem = rows.problem(sight.rows)
     return f"{problem}; state sizes that add up" if problem else rows
@@ -720,16 +747,10 @@ def _default_sizes(sight: _Sight, layout: str, roles: tuple[str, ...]) -> tuple[
     return f"out_features {sight.rows} is not {len(roles)} equal parts" if rest else (size,) * len(roles)
 
 
-def _default_groups(sight: _Sight, layout: str, roles: tuple[str, ...], sizes: tuple[int, ...]) -> int | str:
-    groups = {
-        "stacked": 1,
-        "per_head": sight.heads,
-        "grouped": sight.kv_heads,
-        "interleaved": sight.rows // len(roles),
-    }[layout]
-    if groups is None:
-        return f"no head count near {sight.path}; state groups"
-    return groups
+def _default_groups(sight: _Sight, layout: str, roles: tuple[str, ...]) -> int | None:
+    alternating = sight.rows // len(roles)
+    groups = {"stacked": 1, "per_head": sight.heads, "grouped": sight.kv_heads, "interleaved": alternating}
+    return groups[layout]
 
 
 _ROLE_WORDS = {
@@ -749,3 +770,142 @@ def _role_of(name: str) -> str | None:
     words = re.split(r"_", re.sub(r"^[wW](?=[qkv]$)", "", name).lower())
     found = {_ROLE_WORDS[word] for word in words if word in _ROLE_WORDS}
     return found.pop() if len(found) == 1 else None
+
+
+# ---------------------------------------------------------------- going through a whole model
+
+_FUSED_NAMES = re.compile(
+    r"(^|_)[wW]?(qkv|kv)z?(_|$)|quer(y|ies)_keys?_values?|^keys?_values?$|^query_key$|gate_?up|^up_?gate"
+    r"|^c_attn$|^att_proj$|^in_proj$|^Wi$|^w12$"
+)
+
+
+def fused_projections(model: nn.Module) -> tuple[FusedProjection | Refusal, ...]:
+    """Every fused projection that the model holds, found by class and name, in the model's order.
+
+    Candidates whose rows cannot be told apart, and those already adapted, quantised or edited, come as
+    refusals with the reason.
+    """
+    candidates = (path for path, module in model.named_modules() if _may_be_fused(model, path, module))
+    return tuple(fused_projection(model, path) for path in candidates)
+
+
+def _may_be_fused(model: nn.Module, path: str, module: nn.Module) -> bool:
+    leaf = path.rpartition(".")[2]
+    sounds_fused = _FUSED_NAMES.search(leaf) is not None
+    if not (isinstance(module, nn.Linear) or _is_conv1d(module)):
+        return sounds_fused and _replaced_linear(module)
+    if not (sounds_fused or leaf in _LAST_NAMES):
+        return False
+    name, around = _surroundings(model, path)
+    family = _known(around[0], name)
+    if family is None:
+        return sounds_fused
+    return not (isinstance(family.rule, _NotFused) and not family.rule.reason)
+
+
+def _replaced_linear(module: nn.Module) -> bool:
+    """Whether a linear by another name stands here: adapted, quantised, edited."""
+    names = {base.__name__ for base in type(module).__mro__}
+    return bool(names & _REWIRE_CLASSES) or hasattr(module, "base_layer") or _quantiser(module) is not None
+
+
+@dataclass(frozen=True)
+class SeparateProjections:
+    """Child linears of the module at `path` that read inputs of the same width: candidates for a join.
+
+    Known by names and shapes alone; whether they are really given the same tensor is for the join to see
+    (it stays exact if they are not).
+    """
+
+    path: str
+    kind: str  # "attention" or "mlp"
+    roles: tuple[str, ...]
+    parts: tuple[str, ...]
+    evidence: tuple[str, ...] = ()
+
+
+# Gate first. The names of Llama, LFM, MT5, xLSTM, timm and a few more.
+_GATE_UP_PAIRS = (
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("wi_0", "wi_1"),
+    ("proj_up_gate", "proj_up"),
+    ("fc1_g", "fc1_x"),
+    ("gate", "up"),
+    ("fc_gate", "fc_up"),
+    ("linear_gate", "linear_up"),
+)
+
+
+def separate_projections(model: nn.Module) -> tuple[SeparateProjections, ...]:
+    """Every place where queries, keys and values, or gate and up, are linears of their own.
+
+    Where one of queries, keys and values has an input of another width (a cross-attention), the other two
+    are given. Linears that are adapted, quantised or otherwise not plain are left out.
+
+    >>> attention = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("q_proj", "k_proj", "v_proj")})
+    >>> separate_projections(nn.ModuleDict({"attn": attention}))[0].parts
+    ('q_proj', 'k_proj', 'v_proj')
+    """
+    return tuple(
+        SeparateProjections(path, kind, roles, parts, (_width(parent, parts),))
+        for path, parent in model.named_modules()
+        for kind, roles, parts in (*_separate_attention(parent), *_separate_mlp(parent))
+    )
+
+
+_Parts = tuple[str, tuple[str, ...], tuple[str, ...]]
+
+
+def _separate_attention(parent: nn.Module) -> Iterator[_Parts]:
+    """Children named alike but for the role: `q_proj`, `k_proj`, `v_proj`; `Wq`, `Wk`, `Wv`; ..."""
+    alike: dict[str, dict[str, str]] = {}
+    for name, _ in parent.named_children():
+        pattern, role = _pattern(name)
+        if role in QKV:
+            alike.setdefault(pattern, {})[role] = name
+    for names in alike.values():
+        widths = {role: _plain_width(parent, names[role]) for role in QKV if role in names}
+        shared = [role for role, width in widths.items() if width and list(widths.values()).count(width) > 1]
+        if len(widths) == len(QKV) and len(shared) > 1:
+            yield "attention", tuple(shared), tuple(names[role] for role in shared)
+
+
+def _pattern(name: str) -> tuple[str, str]:
+    """A name without its role, and the role.
+
+    >>> _pattern("q_proj"), _pattern("Wk"), _pattern("projection_value"), _pattern("dense")
+    (('*_proj', 'q'), ('W*', 'k'), ('projection_*', 'v'), ('dense', ''))
+    """
+    if re.fullmatch(r"[wW][qkv]", name):
+        return f"{name[0]}*", name[1]
+    role = _role_of(name)
+    if role is None:
+        return name, ""
+    return "_".join("*" if word.lower() in _ROLE_WORDS else word for word in name.split("_")), role
+
+
+def _separate_mlp(parent: nn.Module) -> Iterator[_Parts]:
+    for pair in _GATE_UP_PAIRS:
+        shapes = {_plain_shape(parent, name) for name in pair}
+        if len(shapes) == 1 and None not in shapes:
+            yield "mlp", GATE_UP, pair
+
+
+def _plain_width(parent: nn.Module, name: str) -> int | None:
+    shape = _plain_shape(parent, name)
+    return None if shape is None else shape[0]
+
+
+def _plain_shape(parent: nn.Module, name: str) -> tuple[int, int] | None:
+    """(in, out) of a child that is a plain linear."""
+    child = getattr(parent, name, None)
+    facts = linear_facts(child) if isinstance(child, nn.Module) else "not a module"
+    return None if isinstance(facts, str) else (facts.in_features, facts.out_features)
+
+
+def _width(parent: nn.Module, parts: tuple[str, ...]) -> str:
+    shapes = [_plain_shape(parent, name) or (0, 0) for name in parts]
+    rows = " + ".join(str(n_out) for _, n_out in shapes)
+    return f"{type(parent).__name__}: {', '.join(parts)} all read {shapes[0][0]} features; {rows} rows"

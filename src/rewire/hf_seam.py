@@ -20,10 +20,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import PreTrainedModel as PreTrainedModel  # noqa: PLC0414 (offered to the rest of the package)
 from transformers.core_model_loading import PrefixChange, WeightConverter
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rewire import tensor_rules
@@ -38,33 +39,33 @@ class NoArguments(Exception):
 _constructing = threading.Lock()
 
 
-def constructor_arguments(model: nn.Module, path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that the module at `path` was constructed with.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
 
-    The model is built once more on meta from its class and configuration, watching that module's class.
-    Raises `NoArguments` where this cannot be done.
+
+def constructor_arguments(model: nn.Module, paths: Sequence[str]) -> dict[str, Arguments]:
+    """The arguments that the modules at `paths` were constructed with; paths where that is unknown are left out.
+
+    The model is built once more on meta from its class and configuration, watching the classes of these modules.
+    Raises `NoArguments` where it cannot be built.
     """
     if not isinstance(model, PreTrainedModel):
         raise NoArguments("the model has no configuration to build it again from; give a from_module class method")
-    watched = type(model.get_submodule(path))
-    with _constructing, torch.device("meta"), _recording(watched) as calls:
+    classes = {type(model.get_submodule(path)) for path in paths}
+    with _constructing, torch.device("meta"), contextlib.ExitStack() as stack:
+        calls = [stack.enter_context(_recording(watched)) for watched in classes]
         try:
-            again = type(model)(model.config)
+            again = dict(type(model)(model.config).named_modules(remove_duplicate=False))
         except Exception as error:
             raise NoArguments(f"{type(model).__name__} cannot be built again: {error}") from error
-    try:
-        module = again.get_submodule(path)
-    except AttributeError as error:
-        raise NoArguments(f"a fresh {type(model).__name__} has no module {path}") from error
-    if id(module) not in calls:
-        raise NoArguments(f"a fresh {type(model).__name__} has a {type(module).__name__} at {path}")
-    return calls[id(module)]
+    known = {key: arguments for one in calls for key, arguments in one.items()}
+    return {path: known[id(again[path])] for path in paths if path in again and id(again[path]) in known}
 
 
 @contextmanager
-def _recording(watched: type[nn.Module]) -> Iterator[dict[int, tuple[tuple[Any, ...], dict[str, Any]]]]:
+def _recording(watched: type[nn.Module]) -> Iterator[dict[int, Arguments]]:
     """Notes the constructor arguments of all `watched` instances made meanwhile; by identity of the instance."""
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    calls: dict[int, Arguments] = {}
     own = "__init__" in watched.__dict__
     constructor = watched.__init__
 
@@ -94,23 +95,30 @@ def declared_ties(model: nn.Module) -> dict[str, frozenset[str]]:
     return {name: frozenset(group - {name}) for name, group in groups.items()}
 
 
+def to_be_tied(model: nn.Module) -> frozenset[str]:
+    """The parameters that become another one when the model is loaded."""
+    return frozenset(getattr(model, "all_tied_weights_keys", None) or ())
+
+
 # --- A tensor rule in the shape of Transformers' weight conversions ---------------------------------------
 
 
-class RuleConverter(WeightConverter):  # type: ignore[misc]
+class RuleConverter(WeightConverter):
     """A whole tensor rule as one weight conversion: the loader runs it, `save_pretrained` its inverse.
 
     Keys are looked up in a table instead of being searched for by pattern, so that a thousand rules cost no
     more than one, and no pattern can hit a tensor that is not meant.
     """
 
-    __slots__ = ("prefix", "rule", "table", "was_default")
+    __slots__ = ("made", "prefix", "rule", "table", "was_default")
 
     def __init__(self, rule: Rule, prefix: str, *, was_default: bool = False) -> None:
         self.rule = rule
         self.prefix = prefix
         self.was_default = was_default
-        self.table = {name: part for part in components(rule) for name in part.sources}
+        parts = components(rule)
+        self.table = {name: part for part in parts for name in part.sources}
+        self.made = {part.targets[0]: part for part in parts}
         self.source_patterns = list(self.table)
         self.target_patterns = [part.targets[0] for part in self.table.values()]
         self._original_source_patterns = list(self.source_patterns)
@@ -130,7 +138,7 @@ class RuleConverter(WeightConverter):  # type: ignore[misc]
         # The loader copies a converter for every tensor it makes; the tables never change, so they are shared.
         copy = RuleConverter.__new__(RuleConverter)
         for slot in (
-            "rule", "prefix", "table", "source_patterns", "target_patterns", "_original_source_patterns",
+            "rule", "prefix", "table", "made", "source_patterns", "target_patterns", "_original_source_patterns",
             "_original_target_patterns", "operations", "force_cpu", "was_default",
         ):  # fmt: skip
             object.__setattr__(copy, slot, getattr(self, slot))
@@ -153,10 +161,12 @@ class RuleConverter(WeightConverter):  # type: ignore[misc]
         prefix = f"{self.prefix}."
         return (key, key.removeprefix(prefix) if key.startswith(prefix) else prefix + key)
 
-    def convert(self, layer_name: str, loading_info: Any = None, **_: Any) -> dict[str, Tensor]:
+    def convert(
+        self, layer_name: str, model: Any = None, config: Any = None, hf_quantizer: Any = None, loading_info: Any = None
+    ) -> dict[str, Tensor]:
         """Runs the part of the rule that makes `layer_name` on the tensors collected for it."""
         tensors = {name: found[0] for name, found in self.materialize_tensors().items()}
-        part = next(part for part in self.table.values() if part.targets[0] == layer_name)
+        part = self.made[layer_name]
         missing = [name for name in part.sources if name not in tensors]
         if missing:
             if loading_info is None:
@@ -175,7 +185,7 @@ def _rule_converter(rule: Rule, prefix: str, was_default: bool) -> RuleConverter
     return RuleConverter(rule, prefix, was_default=was_default)
 
 
-def revert_on_save(model: nn.Module, rule: Rule) -> None:
+def revert_on_save(model: Any, rule: Rule) -> None:
     """Has `model.save_pretrained` (and so `Trainer`) write the tensors by their names before `rule`.
 
     An empty rule puts things back as they were.
@@ -189,10 +199,11 @@ def revert_on_save(model: nn.Module, rule: Rule) -> None:
     others = None if known is None else [entry for entry in known if entry is not ours]
     model.__dict__.pop("_weight_conversions", None)
     if others is not None:
-        model._weight_conversions = others
+        model.__dict__["_weight_conversions"] = others
     if components(rule):
         converter = RuleConverter(rule, model.base_model_prefix, was_default=others is None)
-        model._weight_conversions = [*(_default_conversions(model) if others is None else others), converter]
+        others = _default_conversions(model) if others is None else others
+        model.__dict__["_weight_conversions"] = [*others, converter]
 
 
 def _default_conversions(model: PreTrainedModel) -> list[Any]:
@@ -211,8 +222,8 @@ class DoorOccupied(Exception):
 
 
 @dataclass
-class _DoorConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    quant_method: str
+class _DoorConfig(QuantizationConfigMixin):
+    quant_method: Any  # a name of our own, not one of the library's methods
 
 
 OnMeta = Callable[[nn.Module], Rule]
@@ -224,11 +235,15 @@ def _door(on_meta: OnMeta) -> Iterator[_DoorConfig]:
     """A quantisation method of one call's own that has the loader run `on_meta` before it loads weights."""
     method = f"rewire-{uuid.uuid4().hex}"
 
-    class Door(HfQuantizer):  # type: ignore[misc]
+    class Door(HfQuantizer):
         """Not a quantiser: the place in the loader where modules may be replaced and conversions added."""
 
         is_trainable = True
         rule: Rule = ()
+
+        def __init__(self, config: Any, **kwargs: Any) -> None:
+            # Tensors of an "unquantised" checkpoint would be read one after the other, without threads.
+            super().__init__(config, **{**kwargs, "pre_quantized": True})
 
         def is_serializable(self) -> bool:
             return True
@@ -248,7 +263,7 @@ def _door(on_meta: OnMeta) -> Iterator[_DoorConfig]:
 
         def postprocess_model(self, model: Any, **_: Any) -> Any:
             # Otherwise Trainer and peft would take the model for a quantised one.
-            self.remove_quantization_config(model)
+            self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
             model.__dict__.pop("is_quantized", None)
             return model
 
@@ -284,7 +299,7 @@ class LoadReport:
 
 def from_pretrained(
     source: str | os.PathLike[str],
-    model_class: type[PreTrainedModel] | None,
+    model_class: Any,
     on_meta: OnMeta | None,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, LoadReport]:
@@ -303,10 +318,20 @@ def from_pretrained(
         model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
     mismatched = tuple(sorted(str(entry[0]) for entry in info.get("mismatched_keys", ())))
     errors = tuple(map(str, [*info.get("error_msgs", ()), *dict(info.get("conversion_errors", {})).items()]))
-    report = LoadReport(
-        tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched, errors
-    )
+    report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched, errors)
     return model, report
+
+
+def _config_dict(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
+    """`config.json` as it is: making a configuration object of it takes as long as loading a small model."""
+    try:
+        return PreTrainedConfig.get_config_dict(source, **_for_config(kwargs))[0]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} is not a model folder, nor a known model on the Hub: {error}") from error
+
+
+def _for_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _CONFIG_KWARGS if name in kwargs}
 
 
 _CONFIG_KWARGS = ("cache_dir", "revision", "token", "subfolder", "local_files_only", "trust_remote_code")
@@ -315,24 +340,24 @@ _CONFIG_KWARGS = ("cache_dir", "revision", "token", "subfolder", "local_files_on
 def read_config(source: str | os.PathLike[str], **kwargs: Any) -> Any:
     """The configuration of a checkpoint. Raises `CheckpointError` where there is none."""
     try:
-        return AutoConfig.from_pretrained(source, **{k: kwargs[k] for k in _CONFIG_KWARGS if k in kwargs})
+        return AutoConfig.from_pretrained(source, **_for_config(kwargs))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} is not a model folder, nor a known model on the Hub: {error}") from error
 
 
 def saved_class(source: str | os.PathLike[str], **kwargs: Any) -> Any:
     """The class that a checkpoint was saved from, as its configuration says; else `AutoModel`."""
-    config = kwargs.get("config") or read_config(source, **kwargs)
-    if getattr(config, "quantization_config", None) is not None:
+    config = kwargs["config"].to_dict() if "config" in kwargs else _config_dict(source, **kwargs)
+    if config.get("quantization_config") is not None:
         raise CheckpointError(f"{source} holds quantised weights; apply the plan to the original, then quantise it")
-    names = getattr(config, "architectures", None) or ()
+    names = config.get("architectures") or ()
     return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), AutoModel)
 
 
 def build(config: Any, *, meta: bool = False) -> PreTrainedModel:
     """A model with random weights (or none yet, on meta) from a configuration."""
     with torch.device("meta") if meta else contextlib.nullcontext():
-        return AutoModel.from_config(config)  # type: ignore[no-any-return]
+        return AutoModel.from_config(config)
 
 
 def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
@@ -346,7 +371,7 @@ def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
 # --- Saving -----------------------------------------------------------------------------------------------
 
 
-def write_pretrained(model: PreTrainedModel, folder: Path, tensors: dict[str, Tensor], **kwargs: Any) -> None:
+def write_pretrained(model: Any, folder: Path, tensors: dict[str, Tensor], **kwargs: Any) -> None:
     """What `save_pretrained` writes, with `tensors` in place of the model's own, and without adapters.
 
     `tensors` go by the names of the untouched model's modules, or of the edited one's; conversions that
@@ -387,9 +412,59 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
 
     tensors = load_file(folder / "adapter_model.safetensors")
     named = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
-    result = set_peft_model_state_dict(model, named, adapter_name=name)
+    result: Any = set_peft_model_state_dict(model, named, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
     if missing or result.unexpected_keys:
         raise CheckpointError(
             f"{folder} does not fit the adapter {name!r}: missing {missing}, unexpected {result.unexpected_keys}"
         )
+
+
+# --- For the command line ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers and the Hub without progress bars and chatter; what was set before is set again."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    had_bars = not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if had_bars:
+            enable_progress_bars()
+
+
+def model_types() -> tuple[str, ...]:
+    """Every model type that Transformers knows."""
+    return tuple(sorted(transformers.CONFIG_MAPPING))
+
+
+def build_saved(source: str | os.PathLike[str]) -> PreTrainedModel:
+    """The model of a checkpoint, of the class that was saved, without weights (on meta)."""
+    config = read_config(source)
+    loader = saved_class(source, config=config)
+    with torch.device("meta"):
+        model = loader.from_config(config) if loader is AutoModel else loader._from_config(config)
+    return model  # type: ignore[no-any-return]
+
+
+def side_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder with the tokenizer and other side files of a model; for one on the Hub, of a local copy."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(source), ignore_patterns=_WEIGHT_FILES))
+
+
+_WEIGHT_FILES = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf"]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import FrameType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rewire import hf_seam
 from rewire.errors import ResolveError, RevertError, RuleError
@@ -153,9 +153,7 @@ def revert_(model: nn.Module) -> Receipt:
 
 def _reverted(decision: Decision) -> Decision:
     detail = f"reverted: {decision.detail}" if decision.outcome == "changed" else decision.detail
-    return Decision(
-        decision.edit, decision.kind, decision.target, decision.path, decision.outcome, detail
-    )
+    return Decision(decision.edit, decision.kind, decision.target, decision.path, decision.outcome, detail)
 
 
 def _check_live(model: nn.Module) -> None:
@@ -176,10 +174,10 @@ def carry_out(
     tensors: list[TensorChange] = []
     try:
         for number, change in enumerate(changes):
-            before = _facts(model, _before(change), hashes)
+            before = facts(model, names_before(change), hashes)
             with uninterrupted():
                 done.append(Done(change.kind, change.rule, change.surgeon(model)))
-            tensors.append(TensorChange(change.edit, change.path, before, _facts(model, _after(change), hashes)))
+            tensors.append(TensorChange(change.edit, change.path, before, facts(model, names_after(change), hashes)))
             if progress:
                 progress(f"{change.kind} {change.path}", number + 1, len(changes))
     except BaseException:
@@ -196,33 +194,27 @@ def _take_back(model: nn.Module, done: list[Done]) -> None:
             done.pop()
 
 
-def _before(change: Change) -> Iterable[str]:
+def names_before(change: Change) -> Iterator[str]:
+    """The tensors that a change takes."""
     made: set[str] = set()
     for step in change.rule:
         yield from (name for name in step.inputs if name not in made)
         made.update(step.outputs)
 
 
-def _after(change: Change) -> Iterable[str]:
+def names_after(change: Change) -> Iterable[str]:
+    """The tensors that a change gives."""
     taken = {name for step in change.rule for name in step.inputs}
     outputs = [name for step in change.rule for name in step.outputs]
     final = {name for step in change.rule[-1:] for name in step.outputs}
     return dict.fromkeys(name for name in outputs if name not in taken or name in final)
 
 
-def _facts(model: nn.Module, names: Iterable[str], hashes: bool) -> tuple[TensorFact, ...]:
-    seen: set[int] = set()
-    facts: list[TensorFact] = []
-    for name in names:
-        tensor = get_tensor(model, name)
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            facts.append(tensor_fact(name, tensor if hashes else _unhashed(tensor)))
-    return tuple(facts)
-
-
-def _unhashed(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="meta")
+def facts(model: nn.Module, names: Iterable[str], hashes: bool) -> tuple[TensorFact, ...]:
+    """Describes the tensors called `names`, each once."""
+    tensors = {name: get_tensor(model, name) for name in names}
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return tuple(tensor_fact(n, t, hashed=hashes) for n, t in tensors.items() if first[id(t)] == n)
 
 
 def make_receipt(

@@ -6,34 +6,34 @@ import fnmatch
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from rewire import hf_seam
 from rewire.artefact import ADAPTERS, Record, is_weights, read_record
 from rewire.errors import CheckpointError, RewireError
-from rewire.live import apply_, carry_out, hashed, make_receipt, remember
+from rewire.live import apply_, carry_out, facts, hashed, make_receipt, names_after, names_before, remember
 from rewire.plan import Edit, Plan
-from rewire.receipts import Counts, Done, Edited, Progress, TensorChange
+from rewire.receipts import Counts, Done, Edited, Progress, TensorChange, TensorFact
 from rewire.resolve import Resolution, resolve
-from rewire.surgery import Change, Swap
-from rewire.tensor_rules import Rule
+from rewire.surgery import Change
+from rewire.tensor_rules import Rule, invert, run_shapes
 
 
 def load(
     source: str | os.PathLike[str],
     plan: Plan | Edit | None = None,
     *,
-    model_class: type[PreTrainedModel] | None = None,
+    model_class: type[hf_seam.PreTrainedModel] | None = None,
     allow_code: bool = False,
     allow: Sequence[str] = (),
     hashes: bool = False,
     progress: Progress | None = None,
     **kwargs: Any,
-) -> PreTrainedModel:
+) -> hf_seam.PreTrainedModel:
     """Loads a checkpoint as the model that `plan` makes of it.
 
     The plan is applied to the model while it has no weights yet, and the weights take their new places as
@@ -105,38 +105,58 @@ class _Job:
         self.resolution: Resolution | None = None
         self.before: Counts | None = None
         self.done: list[Done] = []
-        self.tensors: tuple[TensorChange, ...] = ()
         self.later: tuple[Change, ...] = ()
 
     def __call__(self, model: nn.Module) -> Rule:
-        self.before = Counts.of(model)
-        self.resolution = resolve(model, self.plan, allow_code=self.allow_code)
-        changes = self.resolution.changes
-        first = next((n for n, c in enumerate(changes) if not isinstance(c.surgeon, Swap)), len(changes))
-        self.done, self.tensors = carry_out(model, changes[:first], hashes=False)
-        self.later = changes[first:]
+        # Transformers ties parameters after loading.
+        self.before = Counts.of(model, without=hf_seam.to_be_tied(model))
+        self.resolution = resolve(model, self.plan, allow_code=self.allow_code, rehearse=False)
+        early = self.resolution.changes[: len(self.resolution.done)]
+        self.later = self.resolution.changes[len(early) :]
+        self.done = [
+            Done(change.kind, change.rule, undo) for change, undo in zip(early, self.resolution.done, strict=True)
+        ]
         # In the edited layout the tensors have their new names in the file already.
         return () if self.in_place else tuple(step for one in self.done for step in one.rule)
+
+    def tensors(self, model: nn.Module) -> tuple[TensorChange, ...]:
+        """What the changes made before loading took and gave, without hashes."""
+        assert self.resolution is not None
+        return tuple(_shapes(model, change) for change in self.resolution.changes[: len(self.done)])
+
+
+def _shapes(model: nn.Module, change: Change) -> TensorChange:
+    after = facts(model, names_after(change), hashes=False)
+    shapes = run_shapes(invert(change.rule), {fact.name: fact.shape for fact in after})
+    dtype = after[0].dtype if after else ""
+    before = tuple(TensorFact(n, shapes[n], dtype, None) for n in names_before(change) if n in shapes)
+    return TensorChange(change.edit, change.path, before, after)
 
 
 def _load_edited(
     source: str | os.PathLike[str],
     plan: Plan,
-    model_class: type[PreTrainedModel] | None,
+    model_class: type[hf_seam.PreTrainedModel] | None,
     allow_code: bool,
     in_place: bool,
     kwargs: dict[str, Any],
-) -> tuple[PreTrainedModel, _Job | None, hf_seam.LoadReport]:
+) -> tuple[hf_seam.PreTrainedModel, _Job | None, hf_seam.LoadReport]:
     job = _Job(plan, allow_code, in_place) if plan.edits else None
     model, report = hf_seam.from_pretrained(source, model_class, job, **kwargs)
     return model, job, report
 
 
-def _finish(model: PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:
-    assert job.resolution is not None and job.before is not None
+def _finish(model: hf_seam.PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:
+    assert job.resolution is not None
+    assert job.before is not None
+    loaded = Counts.of(model)
+    # The loader makes every floating-point parameter trainable, whatever it was on meta.
+    trainable = job.before.parameters - (loaded.parameters - loaded.trainable)
+    before = replace(job.before, trainable=trainable)
+    early = job.tensors(model)
     later, tensors = carry_out(model, job.later, hashes=hashes, progress=progress)
     seconds = time.perf_counter() - start
-    receipt = make_receipt("load", model, job.resolution, job.before, job.tensors + tensors, seconds)
+    receipt = make_receipt("load", model, job.resolution, before, early + tensors, seconds)
     remember(model, Edited(job.plan, receipt, [*job.done, *later]))
     if hashes:
         hashed(model)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xxhash
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from rewire.errors import PlanError, RewireError
 from rewire.plan import Plan
 from rewire.surgery import Undo
 from rewire.tensor_rules import Rule, from_record, to_record
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and out of how much."""
@@ -76,9 +78,9 @@ class Counts:
     bytes: int
 
     @staticmethod
-    def of(model: nn.Module) -> Counts:
-        """Counts the parameters of `model`."""
-        parameters = list(model.parameters())
+    def of(model: nn.Module, without: Collection[str] = ()) -> Counts:
+        """Counts the parameters of `model`, except those called `without` (still to be tied to others)."""
+        parameters = [parameter for name, parameter in model.named_parameters() if name not in without]
         return Counts(
             sum(p.numel() for p in parameters),
             sum(p.numel() for p in parameters if p.requires_grad),
@@ -167,10 +169,8 @@ class Receipt:
         trainable = f"{self.after.trainable:,} of {self.after.parameters:,} parameters trainable"
         return f"{', '.join([places, *others])}; {trainable} ({self.after.trainable_share:.4%}); {self.seconds:.2f} s"
 
-    def __rich__(self) -> RenderableType:
-        from rewire.receipt_table import receipt_table
-
-        return receipt_table(self)
+    def __rich__(self) -> Group:
+        return _table(self)
 
 
 def _tensor_change(data: Mapping[str, Any]) -> TensorChange:
@@ -233,8 +233,7 @@ def combine(first: Edited | None, second: Edited) -> Edited:
         plan=data,
         plan_hash=digest,
         promise=plan.promise,
-        decisions=first.receipt.decisions
-        + tuple(replace(d, edit=d.edit + shift) for d in second.receipt.decisions),
+        decisions=first.receipt.decisions + tuple(replace(d, edit=d.edit + shift) for d in second.receipt.decisions),
         tensors=first.receipt.tensors + tuple(replace(t, edit=t.edit + shift) for t in second.receipt.tensors),
         rules=first.receipt.rules + second.receipt.rules,
         before=first.receipt.before,
@@ -252,18 +251,19 @@ def plan_record(plan: Plan) -> tuple[dict[str, Any] | None, str | None]:
         return None, None
 
 
-def tensor_fact(name: str, tensor: Tensor) -> TensorFact:
+def tensor_fact(name: str, tensor: Tensor, *, hashed: bool = True) -> TensorFact:
     """Describes a tensor; on meta it has no hash."""
-    digest = None if tensor.is_meta else _hash(tensor)
+    digest = _hash(tensor) if hashed and not tensor.is_meta else None
     return TensorFact(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), digest)
 
 
 def _hash(tensor: Tensor) -> str:
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return xxhash.xxh3_128_hexdigest(data.numpy())
+    return xxhash.xxh3_128_hexdigest(data.numpy().data)
 
 
-def versions() -> dict[str, str]:
+@cache  # they cannot change while the process runs, and looking them up takes milliseconds
+def versions() -> Mapping[str, str]:
     """Versions of Python and the libraries that a result depends on."""
     return {"python": platform.python_version(), **dict(_installed(("rewire", *_LIBRARIES)))}
 
@@ -291,6 +291,51 @@ def summarise(decisions: Sequence[Decision]) -> list[tuple[Decision, int]]:
         general = ".".join("*" if part.isdigit() else part for part in d.path.split("."))
         groups.setdefault((d.edit, general, d.outcome, d.detail), []).append(d)
     return [
-        (replace(found[0], path=key[1]) if len(found) > 1 else found[0], len(found))
-        for key, found in groups.items()
+        (replace(found[0], path=key[1]) if len(found) > 1 else found[0], len(found)) for key, found in groups.items()
     ]
+
+
+# --- On the screen ---
+
+_COLOURS = {"changed": "green", "refused": "red", "unmatched": "yellow"}
+
+
+def _table(receipt: Receipt) -> Group:
+    """Decisions (layers alike in one row), then counts before and after."""
+    title = f"{receipt.how} · {receipt.model} · plan {(receipt.plan_hash or 'without hash')[:12]}"
+    return Group(Text(title, style="bold"), _decisions(receipt), _counts(receipt), Text(_footer(receipt), "dim"))
+
+
+def _decisions(receipt: Receipt) -> Table:
+    table = Table("edit", "where", "places", "outcome", "what", box=None, pad_edge=False)
+    for decision, places in summarise(receipt.decisions):
+        colour = _COLOURS[decision.outcome]
+        table.add_row(
+            f"{decision.edit} {decision.kind}",
+            escape(decision.path or decision.target),
+            str(places),
+            f"[{colour}]{decision.outcome}[/]",
+            escape(decision.detail),
+        )
+    return table
+
+
+def _counts(receipt: Receipt) -> Table:
+    table = Table("", "parameters", "trainable", "share", "bytes", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for when, counts in (("before", receipt.before), ("after", receipt.after)):
+        table.add_row(when, *_cells(counts))
+    return table
+
+
+def _cells(counts: Counts) -> tuple[str, ...]:
+    share = f"{counts.trainable_share:.4%}"
+    return f"{counts.parameters:,}", f"{counts.trainable:,}", share, f"{counts.bytes:,}"
+
+
+def _footer(receipt: Receipt) -> str:
+    return (
+        f"{len(receipt.tensors)} tensor groups · {receipt.seconds:.2f} s · largest change "
+        f"{receipt.largest_change_bytes / 2**20:.1f} MiB · peak memory {receipt.peak_rss_bytes / 2**20:.0f} MiB"
+    )

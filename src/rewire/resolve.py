@@ -7,16 +7,16 @@ decided on what the earlier ones leave, and a plan that would fail half-way fail
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
 from rewire import families, hf_seam
 from rewire.edits import HANDLERS, Match, Refusal, Scene
 from rewire.errors import NoMatchError, RefusedError
-from rewire.plan import Cast, Edit, Freeze, Join, Lora, Plan, Split, Unfreeze
+from rewire.plan import Cast, Edit, Freeze, Join, Plan, Split, Unfreeze
 from rewire.receipts import Decision
-from rewire.surgery import Change, skeleton
+from rewire.surgery import Change, Swap, Undo, skeleton
 from rewire.targets import Target
 from rewire.tensor_rules import Rule
 
@@ -28,8 +28,8 @@ class Resolution:
     plan: Plan
     changes: tuple[Change, ...]
     decisions: tuple[Decision, ...]
-    skeleton: nn.Module = field(repr=False)
-    """The model as it will be, on meta."""
+    done: tuple[Undo, ...] = ()
+    """How to take the first changes back, where these were carried out on the model itself."""
 
     @property
     def rule(self) -> Rule:
@@ -37,28 +37,37 @@ class Resolution:
         return tuple(step for change in self.changes for step in change.rule)
 
 
-def resolve(model: nn.Module, plan: Plan, *, allow_code: bool = False) -> Resolution:
+def resolve(model: nn.Module, plan: Plan, *, allow_code: bool = False, rehearse: bool = True) -> Resolution:
     """Decides what `plan` does to `model`; changes nothing.
 
     Args:
         model: any model, also on meta.
         plan: what to do.
         allow_code: whether classes that the plan names by import path may be imported.
+        rehearse: False for a model on meta that is thrown away if resolving fails: changes that are swaps of
+            modules are then carried out on the model itself, up to the first that is not.
 
     Raises:
         NoMatchError: a target matches nothing and its edit is not optional.
         RefusedError: an edit would be wrong at a place that it matched; the message lists all such places.
         ConsentError: the plan names code and `allow_code` is false.
     """
-    scene = Scene(skeleton(model), model, allow_code, hf_seam.declared_ties(model))
+    scene = Scene(skeleton(model) if rehearse else model, model, allow_code, hf_seam.declared_ties(model))
     changes: list[Change] = []
     decisions: list[Decision] = []
+    done: list[Undo] = []
     for number, edit in enumerate(plan.edits):
         for decision, change in _decide(edit, number, scene):
             decisions.append(decision)
-            changes += [change] if change else []
+            if change is None:
+                continue
+            if scene.model is model and not isinstance(change.surgeon, Swap):
+                scene.model = skeleton(model)
+            undo = change.surgeon(scene.model)
+            changes.append(change)
+            done += [undo] if scene.model is model else []
     _fail_on_refusals(plan, decisions)
-    return Resolution(plan, tuple(changes), tuple(decisions), scene.model)
+    return Resolution(plan, tuple(changes), tuple(decisions), tuple(done))
 
 
 def _decide(edit: Edit, number: int, scene: Scene) -> Iterator[tuple[Decision, Change | None]]:
@@ -67,14 +76,11 @@ def _decide(edit: Edit, number: int, scene: Scene) -> Iterator[tuple[Decision, C
     if not matches:
         yield Decision(number, edit.kind, target, "", "unmatched", "no module matches"), None
         return
-    refused: list[Refusal] = []
     for outcome in HANDLERS[type(edit)](edit, number, matches, scene):
         if isinstance(outcome, Refusal):
             reason = _with_history(outcome, scene)
             yield Decision(number, edit.kind, target, outcome.path, "refused", reason), None
-            refused.append(outcome)
             continue
-        outcome.surgeon(scene.model)
         scene.edited[outcome.path] = f"edits[{number}] ({edit.kind})"
         yield Decision(number, edit.kind, target, outcome.path, "changed", outcome.detail), outcome
 
@@ -90,19 +96,13 @@ def written(edit: Edit) -> str:
 
 
 def _matches(edit: Edit, number: int, scene: Scene) -> tuple[Match, ...]:
-    texts = (edit.target,) if isinstance(edit.target, str) else edit.target
     found: dict[str, Match] = {}
-    for text in texts:
-        matches = tuple(_find(edit, _parse(edit, text), scene))
+    for target in edit.targets:
+        matches = tuple(_find(edit, target, scene))
         if not matches and not edit.optional:
-            raise NoMatchError(_no_match_message(edit, number, text, scene))
+            raise NoMatchError(_no_match_message(edit, number, target, scene))
         found |= {match.path: match for match in matches}
     return tuple(found.values())
-
-
-def _parse(edit: Edit, text: str) -> Target:
-    """Adapters name their targets as peft does: a bare name stands for all modules of that name."""
-    return Target.parse(f"**.{text}" if isinstance(edit, Lora) and text.isidentifier() else text)
 
 
 def _find(edit: Edit, target: Target, scene: Scene) -> Iterator[Match]:
@@ -146,12 +146,12 @@ def _structural(edit: Edit, target: Target, scene: Scene) -> set[str]:
     return {path for path in found if target.path_matches(path)}
 
 
-def _no_match_message(edit: Edit, number: int, text: str, scene: Scene) -> str:
+def _no_match_message(edit: Edit, number: int, target: Target, scene: Scene) -> str:
     paths = [path for path, _ in scene.model.named_modules(remove_duplicate=False) if path]
-    nearest = _parse(edit, text).nearest(paths)
+    nearest = target.nearest(paths)
     hint = "; the nearest existing paths are " + ", ".join(nearest) if nearest else ""
     return (
-        f"edits[{number}] ({edit.kind}): target {text!r} matches no module of {type(scene.source).__name__}{hint}. "
+        f"edits[{number}] ({edit.kind}): target {target.text!r} matches no module of {type(scene.source).__name__}{hint}. "
         "`rewire inspect` lists what can be edited; `optional: true` lets an edit match nothing"
     )
 
@@ -160,4 +160,11 @@ def _fail_on_refusals(plan: Plan, decisions: Sequence[Decision]) -> None:
     refused = [d for d in decisions if d.outcome == "refused" and not plan.edits[d.edit].optional]
     if refused:
         lines = [f"  edits[{d.edit}] ({d.kind}) {d.path or 'the model'}: {d.detail}" for d in refused]
-        raise RefusedError("\n".join([f"the plan is refused at {len(refused)} places; nothing was changed", *lines]))
+        raise RefusedError(
+            "\n".join(
+                [
+                    f"the plan is refused at {len(refused)} place{'s' * (len(refused) > 1)}; nothing was changed",
+                    *lines,
+                ]
+            )
+        )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rewire import hf_seam, tensor_rules
 from rewire.artefact import ADAPTERS, LAYOUTS, Record, new_folder, side_files, write_record
@@ -23,7 +22,7 @@ from rewire.tensor_rules import Rule, invert
 
 
 def save(
-    model: PreTrainedModel,
+    model: hf_seam.PreTrainedModel,
     folder: str | os.PathLike[str],
     layout: str = "original",
     *,
@@ -51,8 +50,8 @@ def save(
     """
     if layout not in LAYOUTS:
         raise OutputError(f"layout {layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
-    if not isinstance(model, PreTrainedModel):
-        raise OutputError(f"{type(model).__name__} is not a PreTrainedModel; save its base model")
+    if not isinstance(model, hf_seam.PreTrainedModel):
+        raise OutputError(f"{type(model).__name__} is not a hf_seam.PreTrainedModel; save its base model")
     state = edited(model)
     adapters = () if merge_adapters else tuple(getattr(model, "peft_config", {}))
     record = _record(model, state, layout, adapters)
@@ -70,7 +69,9 @@ def save(
     return Path(folder)
 
 
-def _record(model: PreTrainedModel, state: Edited | None, layout: str, adapters: tuple[str, ...]) -> Record | None:
+def _record(
+    model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, adapters: tuple[str, ...]
+) -> Record | None:
     if state is None:
         return None
     plan = state.plan.to_dict()
@@ -79,7 +80,7 @@ def _record(model: PreTrainedModel, state: Edited | None, layout: str, adapters:
     return Record(layout, plan, found.to_dict(), adapters)
 
 
-def _tensors(model: PreTrainedModel, state: Edited | None, layout: str, merge: bool) -> dict[str, Tensor]:
+def _tensors(model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, merge: bool) -> dict[str, Tensor]:
     """The tensors to write, by the names of the layout."""
     tensors = {**(_merged(model) if merge else {})}
     tensors = {name: tensors.get(name, tensor) for name, tensor in model.state_dict().items()}
@@ -103,12 +104,7 @@ def _rule(done: list[Done], leave_out: set[str]) -> Rule:
 
 def _aside(done: list[Done]) -> dict[str, Tensor]:
     """What rules put aside, for the way back."""
-    return {
-        name: tensor
-        for one in done
-        if isinstance(one.undo, SwapBack)
-        for name, tensor in one.undo.aside.items()
-    }
+    return {name: tensor for one in done if isinstance(one.undo, SwapBack) for name, tensor in one.undo.aside.items()}
 
 
 def _rewritten(tensors: dict[str, Tensor], rule: Rule, aside: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +112,7 @@ def _rewritten(tensors: dict[str, Tensor], rule: Rule, aside: dict[str, Tensor])
         return tensor_rules.visible(tensor_rules.run(rule, {**tensors, **aside}, torch))
 
 
-def _merged(model: PreTrainedModel) -> dict[str, Tensor]:
+def _merged(model: hf_seam.PreTrainedModel) -> dict[str, Tensor]:
     """The weights of adapted layers with their adapters merged in; the model itself is not changed."""
     merged: dict[str, Tensor] = {}
     for path, module in model.named_modules():

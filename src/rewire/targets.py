@@ -304,9 +304,7 @@ def _set_regex(token: str) -> str:
     if not body:
         raise _Malformed(f"`{token}` is empty")
     if re.search(r"\d-\d\d", body):
-        raise _Malformed(
-            f"`{token}` inside a name stands for one character, not for a range of numbers; use `{{…,…}}`"
-        )
+        raise _Malformed(f"`{token}` inside a name stands for one character, not for a range of numbers; use `{{…,…}}`")
     inner = ""
     for low, high, single in re.findall(r"(.)-(.)|(.)", body):
         if high < low:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rewire.surgery import Change, Swap, under
+from rewire.surgery import Change, Swap, get_tensor, under
 from rewire.tensor_rules import Rule, with_names
 
 
@@ -35,7 +35,7 @@ class Match:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scene:
     """What an edit may look at: the model as earlier edits leave it, every tensor on meta.
 
@@ -53,17 +53,26 @@ class Scene:
     ties: Mapping[str, frozenset[str]] = field(default_factory=dict)
     edited: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._by_several_names = {id(tensors[0]) for tensors in self._named() if len(tensors) > 1}
+
+    def _named(self) -> Iterator[list[Tensor]]:
+        groups: dict[int, list[Tensor]] = {}
+        for _, tensor in self.model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(tensor), []).append(tensor)
+        yield from groups.values()
+
     def tied_elsewhere(self, names: Sequence[str]) -> dict[str, str]:
         """Those of `names` whose parameter goes by a further name, which is not among `names`."""
-        by_id: dict[int, list[str]] = {}
-        for name, tensor in self.model.named_parameters(remove_duplicate=False):
-            by_id.setdefault(id(tensor), []).append(name)
         given = set(names)
-        others: dict[str, str] = {}
-        for group in (*by_id.values(), *(sorted({name, *more}) for name, more in self.ties.items())):
-            outside = [name for name in group if name not in given]
-            others |= {name: outside[0] for name in group if name in given and outside}
-        return others
+        groups = [{name, *self.ties[name]} for name in names if name in self.ties]
+        shared = {id(get_tensor(self.model, name)) for name in names} & self._by_several_names
+        if shared:  # rare, so that the whole model is looked through only then
+            by_id: dict[int, set[str]] = {}
+            for name, tensor in self.model.named_parameters(remove_duplicate=False):
+                by_id.setdefault(id(tensor), set()).add(name)
+            groups += [by_id[key] for key in shared]
+        return {name: min(group - given) for group in groups for name in sorted(group & given) if group - given}
 
 
 class Handler(Protocol):
@@ -74,7 +83,13 @@ class Handler(Protocol):
 
 
 def swap_change(
-    number: int, kind: str, match: Match, detail: str, swap: Swap, *, alias_of: Mapping[str, str] | None = None
+    number: int,
+    kind: str,
+    match: Match,
+    detail: str,
+    swap: Swap,
+    *,
+    alias_of: Mapping[str, str] | None = None,
 ) -> Change:
     """A change by a swap; the other names of a shared module get the same rule in the record.
 

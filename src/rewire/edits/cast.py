@@ -11,13 +11,17 @@ from rewire.surgery import CastTensors, Change, get_tensor, under
 
 
 def decide(edit: Cast, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
-    """One outcome per module or parameter matched; tensors matched twice are cast once."""
+    """One outcome per module or parameter matched; a tensor matched twice is cast once.
+
+    Modules without floating-point tensors are passed over, unless nothing else was matched.
+    """
     saved = frozenset(scene.model.state_dict())
-    everything = frozenset(name for match in matches for name in _names(match, scene))
+    found = {match: _names(match, scene) for match in matches}
+    everything = frozenset(name for names in found.values() for name in names)
     seen: set[str] = set()
-    for match in matches:
-        names = tuple(name for name in _names(match, scene) if name not in seen)
-        if not names and _names(match, scene):
+    for match, all_names in found.items():
+        names = tuple(name for name in all_names if name not in seen)
+        if everything and not names:
             continue
         seen.update(names)
         yield _decide(edit, number, match, names, everything, saved, scene)
@@ -28,6 +32,7 @@ def _names(match: Match, scene: Scene) -> tuple[str, ...]:
         return (match.path,)
     module = match.module
     own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    # Buffers too, as with `module.to(dtype)`.
     return tuple(under(match.path, name) for name, tensor in own if tensor.is_floating_point())
 
 

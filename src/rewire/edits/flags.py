@@ -10,23 +10,26 @@ from rewire.surgery import Change, SetFlags, get_tensor
 
 
 def decide(edit: Freeze | Unfreeze, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
-    """One outcome per module or parameter matched; a module inside a matched one is not counted again."""
+    """One outcome per module or parameter matched.
+
+    A module within a matched one is not counted again. Modules without parameters (an activation that `**`
+    caught) are passed over, unless nothing else was matched.
+    """
     trainable = isinstance(edit, Unfreeze)
+    found = {match: _names(match) for match in matches}
     seen: set[str] = set()
-    for match in matches:
-        if match.module is None:
-            names: tuple[str, ...] = (match.path,)
-        else:
-            names = tensor_names(match.path, match.module)
-        if names and seen.issuperset(names):
+    for match, names in found.items():
+        if any(found.values()) and seen.issuperset(names):
             continue
         seen.update(names)
         yield _decide(edit.kind, number, match, names, scene, trainable)
 
 
-def _decide(
-    kind: str, number: int, match: Match, names: Sequence[str], scene: Scene, trainable: bool
-) -> Outcome:
+def _names(match: Match) -> tuple[str, ...]:
+    return (match.path,) if match.module is None else tensor_names(match.path, match.module)
+
+
+def _decide(kind: str, number: int, match: Match, names: Sequence[str], scene: Scene, trainable: bool) -> Outcome:
     if not names:
         return Refusal(match.path, "has no parameters of its own (is it one part of a joined projection?)")
     tensors = [get_tensor(scene.model, name) for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_c
 from rewire.modules import JoinedProjection
 from rewire.modules.joined import join_parts
 from rewire.plan import Join
-from rewire.surgery import Placements, Swap, under
+from rewire.surgery import Placements, Swap, submodule, under
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -45,9 +45,7 @@ def _decide(edit: Join, number: int, match: Match, scene: Scene) -> Outcome:
         return Refusal(match.path, reason)
     sizes = tuple(fact.out_features for fact in facts)
     biased = tuple(fact.has_bias for fact in facts)
-    rule = join_rule(
-        match.path, name, edit.parts, sizes, biased=biased, transposed=[fact.transposed for fact in facts]
-    )
+    rule = join_rule(match.path, name, edit.parts, sizes, biased=biased, transposed=[fact.transposed for fact in facts])
     build = BuildJoin(match.path, name, facts[0].in_features, tuple(edit.parts), sizes, biased)
     detail = f"{', '.join(f'{p} {s}' for p, s in zip(edit.parts, sizes, strict=True))} → {name} {sum(sizes)}"
     # A shared parent is one module: its children are in place under every name it has.
@@ -75,7 +73,7 @@ def _shape_reason(parts: Sequence[str], facts: Sequence[families.LinearFacts]) -
     return None
 
 
-def _kind_reason(tensors: dict[str, Tensor]) -> str | None:
+def _kind_reason(tensors: Mapping[str, Tensor]) -> str | None:
     kinds = {(str(tensor.dtype), str(tensor.device)) for tensor in tensors.values()}
     if len(kinds) > 1:
         return f"the parts differ in type or device: {sorted(kinds)}; cast or move them first"
@@ -104,7 +102,7 @@ class BuildJoin:
     biased: tuple[bool, ...]
 
     def __call__(self, model: nn.Module) -> Placements:
-        parent = model.get_submodule(self.path)
+        parent = submodule(model, self.path)
         old = parent.get_submodule(self.parts[0])
         weight = next(old.parameters())
         joined = JoinedProjection(

@@ -24,7 +24,7 @@ def decide(edit: Lora, number: int, matches: Sequence[Match], scene: Scene) -> I
         yield from refusals
         return
     paths = tuple(match.path for match in matches)
-    options = dict(edit.options)
+    options = edit.peft_options()
     if all(type(match.module).__name__ == "Conv1D" for match in matches):
         options.setdefault("fan_in_fan_out", True)
     surgeon = AddAdapter(edit.adapter, paths, options)
@@ -36,9 +36,7 @@ def decide(edit: Lora, number: int, matches: Sequence[Match], scene: Scene) -> I
         return
     leaves = ", ".join(sorted({_leaf(path) for path in paths}))
     rank = f"rank {surgeon.config(trial).r}"
-    yield Change(
-        number, "lora", leaves, f"{rank} on {len(paths)} modules", _renames(scene.model, trial), surgeon
-    )
+    yield Change(number, "lora", leaves, f"{rank} on {len(paths)} modules", _renames(scene.model, trial), surgeon)
 
 
 def _leaf(path: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from rewire import tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene, aliased
 from rewire.plan import Rename
-from rewire.surgery import Change, Placements, Swap, get_tensor, split_path, under
+from rewire.surgery import Change, Placements, Swap, get_tensor, split_path, submodule, under
 
 
 def decide(edit: Rename, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
@@ -20,10 +20,10 @@ def decide(edit: Rename, number: int, matches: Sequence[Match], scene: Scene) ->
 
 
 def _decide(edit: Rename, number: int, match: Match, scene: Scene) -> Outcome:
-    parent_path, leaf = split_path(match.path)
+    parent_path, _ = split_path(match.path)
     if match.module is None or not match.path:
         return Refusal(match.path, "only modules below the model itself can be renamed")
-    parent = scene.model.get_submodule(parent_path)
+    parent = submodule(scene.model, parent_path)
     if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return Refusal(match.path, f"its parent is a {type(parent).__name__}, which finds children by name")
     if hasattr(parent, edit.to):
@@ -41,8 +41,8 @@ def _decide(edit: Rename, number: int, match: Match, scene: Scene) -> Outcome:
 
 def _sibling_aliases(match: Match, scene: Scene) -> tuple[str, ...]:
     """Further names the module has because its parent is shared; these change with it."""
-    parent = scene.model.get_submodule(split_path(match.path)[0])
-    return tuple(a for a in match.aliases if scene.model.get_submodule(split_path(a)[0]) is parent)
+    parent = submodule(scene.model, split_path(match.path)[0])
+    return tuple(a for a in match.aliases if submodule(scene.model, split_path(a)[0]) is parent)
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ class MoveModule:
     new: str
 
     def __call__(self, model: nn.Module) -> Placements:
-        return {self.new: model.get_submodule(self.old), self.old: None}
+        return {self.new: submodule(model, self.old), self.old: None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,19 @@ from rewire.edit_rules import expand_tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene, swap_change, tie_reason
 from rewire.errors import ConsentError, RuleError
 from rewire.plan import Replace
-from rewire.surgery import Placements, Swap, skeleton, under
+from rewire.surgery import Placements, Swap, skeleton, submodule, under
 
 
 def decide(edit: Replace, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
     """One outcome per module matched."""
     new_class = _class(edit, scene.allow_code)
+    try:
+        arguments = _arguments(new_class, [match.path for match in matches if match.module], scene)
+    except hf_seam.NoArguments as error:
+        yield from (Refusal(match.path, f"{new_class.__name__} cannot be built: {error}") for match in matches)
+        return
     for match in matches:
-        yield _decide(edit, new_class, number, match, scene)
+        yield _decide(edit, new_class, number, match, scene, arguments)
 
 
 def _class(edit: Replace, allow_code: bool) -> type[nn.Module]:
@@ -44,19 +49,32 @@ def _class(edit: Replace, allow_code: bool) -> type[nn.Module]:
     return found
 
 
-def _decide(edit: Replace, new_class: type[nn.Module], number: int, match: Match, scene: Scene) -> Outcome:
+def _decide(
+    edit: Replace,
+    new_class: type[nn.Module],
+    number: int,
+    match: Match,
+    scene: Scene,
+    arguments: Mapping[str, hf_seam.Arguments],
+) -> Outcome:
     old = match.module
     if old is None or not match.path:
         return Refusal(match.path, "the target of a replacement is a module below the model itself")
+    if match.path not in arguments:
+        return Refusal(
+            match.path,
+            f"it is unknown what {type(old).__name__} was constructed with; give {new_class.__name__} a class method "
+            "from_module(old)",
+        )
+    build = BuildReplacement(match.path, new_class, *arguments[match.path])
     try:
-        build = BuildReplacement(match.path, new_class, *_arguments(new_class, match.path, scene))
         (new,) = build(scene.model).values()
-    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, hf_seam.NoArguments) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         return Refusal(match.path, f"{new_class.__name__} cannot be built: {error}")
     assert new is not None
     before, after = dict(_shapes(old)), dict(_shapes(new))
     try:
-        local = expand_tensor_rules(edit.tensors, before)
+        local = expand_tensor_rules(edit.tensors, before)  # type: ignore[arg-type]
         result = tensor_rules.run_shapes(local, before)
     except RuleError as error:
         return Refusal(match.path, f"the tensor rule does not fit: {error}")
@@ -71,11 +89,11 @@ def _decide(edit: Replace, new_class: type[nn.Module], number: int, match: Match
     return swap_change(number, "replace", match, detail, Swap(rule, build), alias_of=aliases)
 
 
-def _arguments(new_class: type[nn.Module], path: str, scene: Scene) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the old module was constructed with; nothing where the new class makes itself from it."""
+def _arguments(new_class: type[nn.Module], paths: Sequence[str], scene: Scene) -> Mapping[str, hf_seam.Arguments]:
+    """What the old modules were constructed with; nothing where the new class makes itself from them."""
     if hasattr(new_class, "from_module"):
-        return (), {}
-    return hf_seam.constructor_arguments(scene.source, path)
+        return dict.fromkeys(paths, ((), {}))
+    return hf_seam.constructor_arguments(scene.source, paths)
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -107,7 +125,7 @@ class BuildReplacement:
     kwargs: dict[str, Any]
 
     def __call__(self, model: nn.Module) -> Placements:
-        old = model.get_submodule(self.path)
+        old = submodule(model, self.path)
         with torch.device("meta"):
             if hasattr(self.new_class, "from_module"):
                 new = self.new_class.from_module(skeleton(old))

@@ -9,10 +9,19 @@ from torch import nn
 
 from rewire import families
 from rewire.edit_rules import split_rule
-from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_change, tensor_names, tie_reason
+from rewire.edits.base import (
+    Match,
+    Outcome,
+    Refusal,
+    Scene,
+    same_flags,
+    swap_change,
+    tensor_names,
+    tie_reason,
+)
 from rewire.modules import SplitProjection
 from rewire.plan import Split
-from rewire.surgery import Placements, Swap
+from rewire.surgery import Placements, Swap, submodule
 
 
 def decide(edit: Split, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
@@ -38,9 +47,7 @@ def _decide(edit: Split, number: int, match: Match, scene: Scene) -> Outcome:
     if reason:
         return Refusal(match.path, reason)
     parts, sizes = edit.into or fused.names, fused.sizes
-    rule = split_rule(
-        match.path, parts, sizes, fused.groups, bias=linear.has_bias, transposed=linear.transposed
-    )
+    rule = split_rule(match.path, parts, sizes, fused.groups, bias=linear.has_bias, transposed=linear.transposed)
     build = BuildSplit(match.path, linear.in_features, tuple(parts), tuple(sizes), fused.groups, linear.has_bias)
     rows = ", ".join(f"{name} {size}" for name, size in zip(parts, sizes, strict=True))
     detail = f"{linear.out_features} rows → {rows} ({fused.layout}{', transposed' * linear.transposed})"
@@ -66,9 +73,15 @@ class BuildSplit:
     bias: bool
 
     def __call__(self, model: nn.Module) -> Placements:
-        old = model.get_submodule(self.path)
+        old = submodule(model, self.path)
         weight = next(old.parameters())
         new = SplitProjection(
-            self.in_features, self.parts, self.sizes, self.groups, self.bias, device="meta", dtype=weight.dtype
+            self.in_features,
+            self.parts,
+            self.sizes,
+            self.groups,
+            self.bias,
+            device="meta",
+            dtype=weight.dtype,
         )
         return {self.path: new.requires_grad_(weight.requires_grad).train(old.training)}

@@ -76,7 +76,7 @@ class JoinedProjection(nn.Linear):
         return F.linear(input, self.weight[start:stop], None if bias is None else bias[start:stop])
 
     def _full_bias(self) -> Tensor | None:
-        if self.bias is None or all(self.biased):
+        if all(self.biased) or not any(self.biased):
             return self.bias
         given = iter(self.bias.split([s for s, b in zip(self.sizes, self.biased, strict=True) if b]))
         rows = zip(self.sizes, self.biased, strict=True)
@@ -132,6 +132,11 @@ class JoinedPart(nn.Module):
     quantiser put around it is honoured.
     """
 
+    parent: nn.Module
+    joined: str
+    index: int
+    company: _Company
+
     def __init__(self, parent: nn.Module, joined: str, index: int, company: _Company) -> None:
         super().__init__()
         # In __dict__: a registered parent would make the module tree a ring.
@@ -140,7 +145,7 @@ class JoinedPart(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., rows of this part]`."""
         # A compiler traces the hand-over badly; an inference tensor does not count its in-place changes.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or input.is_inference():
+        if torch.compiler.is_compiling() or _is_tracing() or input.is_inference():
             return self._rows(input, self.index, self.index + 1)
         state = (input._version, *_mode(input), *(_stamp(p) for p in self._joined.parameters()))
         handed = self._take(input, state)
@@ -161,6 +166,7 @@ class JoinedPart(nn.Module):
         return output
 
     def _compute(self, x: Tensor, state: tuple[Any, ...]) -> Tensor:
+        self._forsake()
         members = self.company.members(self.index)
         product = self._rows(x, members.start, members.stop)
         if len(members) == 1:
@@ -174,9 +180,16 @@ class JoinedPart(nn.Module):
         }
         own = outputs.pop(self.index)
         scratch = self.company.scratch
-        # Dies with its input, so that a part that is never called (cached keys) keeps no memory.
+        # Dies with its input, so that a part that is never called (cached keys) keeps no memory; where gradients
+        # are recorded the outputs keep their input alive, and they wait until the next call.
         scratch.pending = _Pending(weakref.ref(x, _forget(scratch)), state, outputs)
         return own
+
+    def _forsake(self) -> None:
+        """Parts that were not called with the last input leave the company: next time nothing waits for them."""
+        pending, self.company.scratch.pending = self.company.scratch.pending, None
+        for member in sorted(pending.outputs) if pending else ():
+            self.company.depart(member)
 
     def _rows(self, x: Tensor, first: int, stop: int) -> Tensor:
         rows = (self.company.bounds[first][0], self.company.bounds[stop - 1][1])
@@ -226,6 +239,10 @@ def join_parts(parent: nn.Module, name: str, joined: JoinedProjection) -> dict[s
     """The stand-ins for the parts of `joined`, which is (or will be) the child `name` of `parent`."""
     company = _Company(joined)
     return {part: JoinedPart(parent, name, index, company) for index, part in enumerate(joined.parts)}
+
+
+def _is_tracing() -> bool:
+    return bool(torch._C._is_tracing())
 
 
 def _mode(x: Tensor) -> tuple[Any, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class SplitProjection(nn.Module):
@@ -47,11 +47,11 @@ class SplitProjection(nn.Module):
         self.sizes = tuple(sizes)
         self.groups = groups
         for name, size in zip(self.parts, self.sizes, strict=True):
-            self.add_module(name, nn.Linear(in_features, size, bias=bias, device=device, dtype=dtype))
+            self.add_module(name, _linear(in_features, size, bias, device, dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        parts = [self.get_submodule(name) for name in self.parts]
+        parts = self._parts()
         if self._plain(input, parts):
             return self._into_one(input, parts)
         outputs = [part(input) for part in parts]
@@ -59,20 +59,19 @@ class SplitProjection(nn.Module):
             return torch.cat(outputs, dim=-1)
         return torch.cat([out.unflatten(-1, (self.groups, -1)) for out in outputs], dim=-1).flatten(-2)
 
-    def _plain(self, x: Tensor, parts: list[nn.Module]) -> bool:
+    def _plain(self, x: Tensor, parts: list[Any]) -> bool:
         """Whether nobody can tell if the parts are called: inference, no adapters, hooks or casts around."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or type(x) is not Tensor:
             return False
         if torch.is_grad_enabled() or self.groups != 1 or torch.is_autocast_enabled(x.device.type):
             return False
         return all(_is_plain_linear(part) and part.weight.dtype == x.dtype for part in parts)
 
-    def _into_one(self, x: Tensor, parts: list[nn.Module]) -> Tensor:
+    def _into_one(self, x: Tensor, parts: list[Any]) -> Tensor:
         """Each part writes its product straight into its columns: no concatenation, the same numbers."""
         rows = x.reshape(-1, self.in_features)
         out = rows.new_empty(rows.shape[0], self.out_features)
         for part, columns in zip(parts, out.split(self.sizes, dim=-1), strict=True):
-            assert isinstance(part, nn.Linear)
             if part.bias is None:
                 torch.mm(rows, part.weight.t(), out=columns)
             else:
@@ -82,19 +81,43 @@ class SplitProjection(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The fused weight `[out_features, in_features]`, put together anew at every access."""
-        return self._fused([self.get_submodule(name).weight for name in self.parts])
+        return self._fused([part.weight for part in self._parts()])
 
     @property
     def bias(self) -> Tensor | None:
         """The fused bias `[out_features]`, put together anew at every access."""
-        biases = [self.get_submodule(name).bias for name in self.parts]
+        biases = [part.bias for part in self._parts()]
         return None if biases[0] is None else self._fused(biases)
+
+    def _parts(self) -> list[Any]:
+        """The parts as they are now: linears, or whatever adapters and quantisers put in their place."""
+        return [self._modules[name] for name in self.parts]
 
     def _fused(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([tensor.unflatten(0, (self.groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, groups={self.groups}"
+
+
+def _linear(
+    in_features: int,
+    out_features: int,
+    bias: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Linear:
+    if device != "meta":
+        return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+    # There are no values to initialise on meta, and that is what takes nn.Linear its time.
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.in_features, linear.out_features = in_features, out_features
+    linear.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+    linear.register_parameter(
+        "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+    )
+    return linear
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
@@ -104,8 +127,4 @@ def _is_plain_linear(module: nn.Module) -> bool:
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and "forward" not in module.__dict__
-        and F.linear is _LINEAR
     )
-
-
-_LINEAR = F.linear

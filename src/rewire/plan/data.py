@@ -21,8 +21,8 @@ class FrozenMapping(Mapping[str, Any]):
 
     __slots__ = ("_items",)
 
-    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
-        self._items = {_key(name): freeze(value) for name, value in (items or {}).items()}
+    def __init__(self, items: Mapping[str, Any] | None = None, depth: int = 0) -> None:
+        self._items = {_key(name): freeze(value, depth + 1) for name, value in (items or {}).items()}
 
     def __getitem__(self, name: str) -> Any:
         return self._items[name]
@@ -62,11 +62,11 @@ def freeze(value: object, depth: int = 0) -> Any:
         return _finite(float(value))
     if isinstance(value, list | tuple):
         return tuple(freeze(item, depth + 1) for item in value)
+    if isinstance(value, FrozenMapping):
+        return value
     if isinstance(value, Mapping):
-        return FrozenMapping({_key(name): freeze(item, depth + 1) for name, item in value.items()})
-    raise ValueError(
-        f"must be plain data (text, number, true, false, null, list, mapping), not {show(value)}"
-    )
+        return FrozenMapping(value, depth)
+    raise ValueError(f"must be plain data (text, number, true, false, null, list, mapping), not {show(value)}")
 
 
 def thaw(value: Any) -> Any:

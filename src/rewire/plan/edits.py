@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, GetJsonSchemaHandler, PlainValidator, WithJsonSchema, model_validator
-from pydantic_core import ArgsKwargs, CoreSchema
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import ArgsKwargs
 
 from rewire.plan.data import FrozenMapping, thaw
 from rewire.plan.fields import (
@@ -111,9 +111,7 @@ class Join(Edit):
     """
 
     kind: ClassVar[str] = "join"
-    promise: ClassVar[Promise] = (
-        "rounding"  # one large product may add in another order than three small ones
-    )
+    promise: ClassVar[Promise] = "rounding"  # one large product may add in another order than three small ones
     target: OneTarget
     parts: Leaves
     name: Identifier | None = None
@@ -170,16 +168,15 @@ class Lora(Edit):
         default_factory=FrozenMapping, kw_only=True
     )
 
-    if TYPE_CHECKING:  # what the constructor takes, where a type checker cannot see `_gather`
-
-        def __init__(
-            self,
-            target: str | tuple[str, ...],
-            adapter: str = "default",
-            *,
-            optional: bool = False,
-            **options: Any,
-        ) -> None: ...
+    def __init__(
+        self,
+        target: str | tuple[str, ...],
+        adapter: str = "default",
+        *,
+        optional: bool = False,
+        **options: Any,
+    ) -> None:
+        """Only what can be given; as for every record, `record` puts the constructor in place."""
 
     @model_validator(mode="before")
     @classmethod
@@ -196,14 +193,10 @@ class Lora(Edit):
         return own | {"options": options}
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def file_schema(cls, made: dict[str, Any]) -> dict[str, Any]:
         """The options are checked against the installed peft, so the schema leaves them open."""
-        made: dict[str, Any] = dict(handler(schema))
         own = {key: value for key, value in made["properties"].items() if key != "options"}
-        made.update(properties={**own, "target_modules": False}, additionalProperties=True)
-        return made
+        return {**made, "properties": {**own, "target_modules": False}, "additionalProperties": True}
 
     def peft_options(self) -> dict[str, Any]:
         """The options as fresh plain data, to be passed to `peft.LoraConfig`."""

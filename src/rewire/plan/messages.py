@@ -27,9 +27,7 @@ class Problem:
 def misfit(messages: Mapping[str, str]) -> ValidationError:
     """An error for pydantic that speaks of several fields at once."""
     details = [
-        InitErrorDetails(
-            type=PydanticCustomError("misfit", "{said}", {"said": said}), loc=(name,), input=None
-        )
+        InitErrorDetails(type=PydanticCustomError("misfit", "{said}", {"said": said}), loc=(name,), input=None)
         for name, said in messages.items()
     ]
     return ValidationError.from_exception_data("plan", details)

@@ -47,9 +47,7 @@ class Plan:
     name: str | None = None
     description: str | None = None
 
-    def __init__(
-        self, edits: Iterable[Edit], name: str | None = None, description: str | None = None
-    ) -> None:
+    def __init__(self, edits: Iterable[Edit], name: str | None = None, description: str | None = None) -> None:
         try:
             file = _File(rewire=VERSION, name=name, description=description, edits=_only_edits(edits))
         except ValidationError as error:
@@ -156,8 +154,7 @@ def json_schema() -> dict[str, Any]:
 def _version(value: object) -> int:
     if isinstance(value, bool) or value != VERSION:
         raise ValueError(
-            f"is format version {show(value)}, and this Rewire reads version {VERSION} only; "
-            "a newer Rewire may read it"
+            f"is format version {show(value)}, and this Rewire reads version {VERSION} only; a newer Rewire may read it"
         )
     return VERSION
 

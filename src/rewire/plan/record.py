@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields
+from inspect import signature
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
@@ -51,15 +52,16 @@ class Record:
         """The keys that the record may have in a plan file, or the arguments of its constructor."""
         return [name if in_python else key for name, key in cls.file_keys().items()]
 
+    @classmethod
+    def file_schema(cls, made: dict[str, Any]) -> dict[str, Any]:
+        """The JSON Schema of the settings, given what pydantic makes of the fields."""
+        return made
+
     def _given(self) -> dict[str, Any]:
         """The fields that differ from their default."""
         defaults = {one.name: one.default for one in fields(self)}  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in self.file_keys()}
-        return {
-            name: value
-            for name, value in values.items()
-            if defaults[name] is MISSING or value != defaults[name]
-        }
+        return {name: value for name, value in values.items() if defaults[name] is MISSING or value != defaults[name]}
 
 
 def _to_data(value: Any) -> Any:
@@ -86,11 +88,12 @@ def record(cls: type[R]) -> type[R]:
     """Make a class a frozen pydantic dataclass whose constructor raises `PlanError` with every problem."""
     # In Python a field has its own name, in a file its alias; reading a file switches over.
     config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=False)
+    declared = cls.__dict__.get("__init__")
     made: Any = pydantic_dataclass(frozen=True, repr=False, config=config)(cls)
     generated = made.__init__
     positional = [one.name for one in fields(made) if one.init and not one.kw_only]
 
-    @functools.wraps(generated)
+    @functools.wraps(declared or generated)
     def __init__(self: R, *args: Any, **kwargs: Any) -> None:
         given = _by_name(type(self), positional, args, kwargs)
         try:
@@ -100,12 +103,12 @@ def record(cls: type[R]) -> type[R]:
             raise _not_valid(type(self), explain(error, keys)) from None
 
     made.__init__ = __init__
+    if declared is not None:  # pydantic's would show fields that cannot be given
+        made.__signature__ = signature(functools.partial(declared, None))
     return made  # type: ignore[no-any-return]
 
 
-def _by_name(
-    cls: type[Record], names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def _by_name(cls: type[Record], names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments by name, so that every message can name what it speaks of."""
     if len(args) > len(names):
         message = f"takes {len(names)} positional arguments ({', '.join(names)}), but got {len(args)}"
@@ -121,9 +124,7 @@ def _not_valid(cls: type[Record], problems: list[Problem]) -> PlanError:
     return PlanError(f"this {cls.__name__} is not valid:", issues)
 
 
-def keys_below(
-    keys: Sequence[str], children: Mapping[str, tuple[type[Record], ...]], place: Place
-) -> Sequence[str]:
+def keys_below(keys: Sequence[str], children: Mapping[str, tuple[type[Record], ...]], place: Place) -> Sequence[str]:
     """The keys allowed at a place, seen from a mapping that has these keys and lists these records."""
     if not place:
         return keys
@@ -138,9 +139,7 @@ class Keyed:
     def __init__(self, *records: type[Record]) -> None:
         self.records = {one.kind: one for one in records}
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """A union told apart by the key, so that errors carry the key in their place."""
         choices: dict[Any, core_schema.CoreSchema] = {
             kind: core_schema.no_info_before_validator_function(
@@ -159,7 +158,7 @@ class Keyed:
             "oneOf": [
                 {
                     "type": "object",
-                    "properties": {kind: handler(choice["schema"])},
+                    "properties": {kind: self.records[kind].file_schema(handler(choice["schema"]))},
                     "required": [kind],
                     "additionalProperties": False,
                 }

@@ -32,9 +32,7 @@ class TensorRule(Record):
         return self
 
 
-def check_rows(
-    into: tuple[str, ...] | None, layout: str, sizes: tuple[int, ...] | None, groups: int | None
-) -> None:
+def check_rows(into: tuple[str, ...] | None, layout: str, sizes: tuple[int, ...] | None, groups: int | None) -> None:
     """Check what `into`, `layout`, `sizes` and `groups` must have to do with each other."""
     wrong: dict[str, str] = {}
     if into is not None and sizes is not None and len(into) != len(sizes):

@@ -79,14 +79,11 @@ def _read_yaml(source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
-        raise Unreadable(
-            f"not readable as YAML: {error.problem or error}{_hint(source, line)}", line
-        ) from None
+        raise Unreadable(f"not readable as YAML: {error.problem or error}{_hint(source, line)}", line) from None
     except yaml.reader.ReaderError as error:
         line = source.count("\n", 0, error.position) + 1
-        raise Unreadable(
-            f"not readable as YAML: the character {error.character!r} is not allowed", line
-        ) from None
+        shown = chr(error.character) if isinstance(error.character, int) else error.character
+        raise Unreadable(f"not readable as YAML: the character {shown!r} is not allowed", line) from None
     if node is None:
         raise Unreadable("empty; a plan begins with `rewire: 1`")
     walker = _Walker()
@@ -174,9 +171,7 @@ class _Loader(yaml.SafeLoader):
 
 
 for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(
-        _tag, re.compile(rf"(?:{_pattern})\Z"), ["" if c == "\0" else c for c in _first]
-    )
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), ["" if c == "\0" else c for c in _first])
 
 
 def _compose(source: str) -> yaml.Node | None:
@@ -220,9 +215,7 @@ class _Walker:
             line = key.start_mark.line + 1
             if name is None or key.tag != "tag:yaml.org,2002:str":
                 self.key_lines.setdefault(here, line)
-                self.problems.append(
-                    Problem(here, f"keys must be text; put {name or 'it'} in quotes", at_key=True)
-                )
+                self.problems.append(Problem(here, f"keys must be text; put {name or 'it'} in quotes", at_key=True))
             elif name in seen:
                 first = self.key_lines[here]
                 self.problems.append(_Twice(here, f"{_TWICE}, first on line {first}", True, line))
@@ -234,9 +227,7 @@ class _Walker:
     def _scalar(self, node: yaml.Node, place: Place) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if not isinstance(node, yaml.ScalarNode) or kind not in ("str", "null", "bool", "int", "float"):
-            self.problems.append(
-                Problem(place, f"the YAML tag {show(node.tag)} is not allowed; a plan is plain data")
-            )
+            self.problems.append(Problem(place, f"the YAML tag {show(node.tag)} is not allowed; a plan is plain data"))
             return None
         try:
             return _scalar_value(kind, node.value)
@@ -284,16 +275,21 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Several lines as a block. Rarer line breaks would come back as `\\n` unless they are escaped."""
+    style = '"' if re.search("[\r\x85\u2028\u2029]", text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
     flow = not any(isinstance(item, list | dict) for item in items)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
 
 
 for _tag, _pattern, _first in _SCALARS:
-    _Dumper.add_implicit_resolver(
-        _tag, re.compile(rf"(?:{_pattern})\Z"), ["" if c == "\0" else c for c in _first]
-    )
+    _Dumper.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), ["" if c == "\0" else c for c in _first])
 _Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:

@@ -18,9 +18,9 @@ Padding = Literal["none", "right", "left", "hole"]
 class Case:
     """One input.
 
-    `kwargs` are passed to `forward` (tensors are cloned and moved to the model's device; floating ones take the
-    model's type). `mask` is a boolean tensor (batch, length), true at real positions; outputs with these two
-    dimensions are compared at real and at padded positions separately. `seed` starts every random number
+    `kwargs` are passed to `forward` (tensors are cloned and moved to the model's device; floating ones take
+    the model's type). `mask` is a boolean tensor (batch, length), true at real positions; outputs with these
+    two dimensions are compared at real and at padded positions separately. `seed` starts every random number
     generator before each forward, so that models that draw numbers (random masking, say) draw the same ones.
 
     >>> Case("one row", {"input_ids": torch.ones(1, 4, dtype=torch.long)}).size
@@ -82,10 +82,9 @@ def _as_case(value: Case | Mapping[str, Any], index: int) -> Case:
         return value
     if not isinstance(value, Mapping):
         raise ProofError(
-            f"inputs[{index}] is a {type(value).__name__}; each must be a Case or a mapping of keyword arguments"
+            f"inputs[{index}] is a {type(value).__name__}; "
+            "each must be a Case or a mapping of keyword arguments for forward"
         )
     mask = value.get("attention_mask")
     usable = isinstance(mask, Tensor) and mask.ndim == 2
-    return Case(
-        f"input {index}", dict(value), mask.bool().cpu() if usable and mask is not None else None, index
-    )
+    return Case(f"input {index}", dict(value), mask.bool().cpu() if usable and mask is not None else None, index)

@@ -23,13 +23,12 @@ COSTLY = 1e11
 
 
 def weight_checks(pair: Pair, by_name: bool, round_trip: bool) -> list[Check]:
-    """The weights against what the rules say, and the way back. `by_name`: nobody stated rules, so tensors that
-    one side lacks are reported, not held against the edit."""
+    """The weights against what the rules say, and the way back. `by_name`: nobody stated rules, so tensors
+    that one side lacks are reported, not held against the edit.
+    """
     checks = [_weight_check(pair, "weights", check_forward(pair.before, pair.after, pair.rules), by_name)]
     if round_trip and pair.rules:
-        checks.append(
-            _weight_check(pair, "round trip", check_round_trip(pair.before, pair.after, pair.rules), False)
-        )
+        checks.append(_weight_check(pair, "round trip", check_round_trip(pair.before, pair.after, pair.rules), False))
     return checks
 
 
@@ -42,12 +41,11 @@ def _weight_check(pair: Pair, name: str, report: WeightReport, by_name: bool) ->
 
 
 def gradient_cases(pair: Pair, cases: Sequence[Case]) -> tuple[Case, ...]:
-    """One case without padding and one with, but none that starts with padding: nothing is attended to there, and
-    some models give gradients that are not numbers. One case alone where a forward is costly."""
+    """One case without padding and one with, but none that starts with padding: nothing is attended to there,
+    and some models give gradients that are not numbers. One case alone where a forward is costly.
+    """
     plain = [case for case in cases if not case.is_padded]
-    padded = [
-        case for case in cases if case.is_padded and case.mask is not None and bool(case.mask[:, 0].all())
-    ]
+    padded = [case for case in cases if case.is_padded and case.mask is not None and bool(case.mask[:, 0].all())]
     chosen = (*plain[:1], *padded[:1]) or tuple(cases[:1])
     return chosen[:1] if is_costly(pair, chosen[0]) else chosen
 
@@ -79,9 +77,7 @@ def gradient_check(pair: Pair, case: Case) -> Check:
         return Check(name, False, report.largest, limit, detail)
     is_rounding = pair.limits.is_rounding(report.largest, double.largest, limit)
     verdict = "rounding" if is_rounding else "no rounding"
-    return Check(
-        name, is_rounding, report.largest, limit, f"{show(double.largest)} in float64, so {verdict}; {detail}"
-    )
+    return Check(name, is_rounding, report.largest, limit, f"{show(double.largest)} in float64, so {verdict}; {detail}")
 
 
 def _describe_gradients(report: GradientReport) -> str:
@@ -96,7 +92,9 @@ def _describe_gradients(report: GradientReport) -> str:
 
 
 def edited_names(pair: Pair) -> list[str]:
-    """The floating parameters of the edited model that the rules made, or else those that the untouched one lacks."""
+    """The floating parameters of the edited model that the rules made, or else those that the untouched one
+    lacks.
+    """
     present = [name for name, one in parameters_of(pair.after).items() if one.is_floating_point()]
     by_rule = list(align(touched(pair.rules), present).values())
     if by_rule or pair.limits.promise == "additive":
@@ -106,7 +104,9 @@ def edited_names(pair: Pair) -> list[str]:
 
 
 def all_names(pair: Pair, case: Case) -> list[str]:
-    """Every floating parameter of the edited model, or none where trying them kind by kind would take too long."""
+    """Every floating parameter of the edited model, or none where trying them kind by kind would take too
+    long.
+    """
     names = [name for name, one in parameters_of(pair.after).items() if one.is_floating_point()]
     return names if len(count_by_kind(names)) * case_cost(pair, case) <= BUDGET else []
 
@@ -119,9 +119,7 @@ def sensitivity_check(pair: Pair, reactions: Sequence[Reaction], is_required: bo
     limit = pair.limits.reaction
     dead = insensitive(reactions, limit)
     idle = [one.kind for one in reactions if one.is_idle]
-    texts = [
-        f"outputs react to {len(reactions) - len(dead) - len(idle)} of {len(reactions)} kinds of tensors"
-    ]
+    texts = [f"outputs react to {len(reactions) - len(dead) - len(idle)} of {len(reactions)} kinds of tensors"]
     if dead:
         texts.append(f"not to {listed(dead)}")
     if idle:

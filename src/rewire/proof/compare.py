@@ -89,9 +89,9 @@ def relative_difference(before: Tensor, after: Tensor, scale: float | None = Non
         return 0.0
     if not (before.is_floating_point() or before.is_complex()):
         return math.inf
-    gap = (left - right).abs()
+    gap = (left - right).abs().nan_to_num(nan=math.inf, posinf=math.inf)
     same = (left == right) | (left.isnan() & right.isnan())
-    worst = float(torch.where(same, torch.zeros_like(gap), gap).nan_to_num(nan=math.inf).max().item())
+    worst = float(torch.where(same, torch.zeros_like(gap), gap).max().item())
     scale = largest(before) if scale is None else scale
     return 0.0 if worst == 0 else worst / scale if scale > 0 else math.inf
 
@@ -156,9 +156,7 @@ def compare_outputs(
 def _compare_one(name: str, before: Tensor, after: Tensor, mask: Tensor | None) -> Difference:
     after = after.to(before.device)
     if before.dtype == after.dtype and torch.equal(before, after):
-        has_padding = (
-            mask is not None and position_dim(name, before, mask) is not None and not bool(mask.all())
-        )
+        has_padding = mask is not None and position_dim(name, before, mask) is not None and not bool(mask.all())
         return Difference(name, 0.0, 0.0 if has_padding else None, True)
     if before.shape != after.shape:
         return Difference(name, math.inf, None, False)

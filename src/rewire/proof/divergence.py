@@ -81,8 +81,7 @@ def recorded(model: nn.Module, mask: Tensor | None = None) -> Iterator[Recording
     """
     calls: dict[str, Calls] = {}
     handles = [
-        module.register_forward_hook(_recorder(calls.setdefault, path, mask))
-        for path, module in model.named_modules()
+        module.register_forward_hook(_recorder(calls.setdefault, path, mask)) for path, module in model.named_modules()
     ]
     try:
         yield Recording(calls)
@@ -123,18 +122,13 @@ def compare_recordings(before: Recording, after: Recording, same_shapes: bool = 
         if path in counterparts and len(after.calls[counterparts[path]]) == len(calls)
     }
     return {
-        path: value
-        for path, value in found.items()
-        if value is not None and (same_shapes or value != float("inf"))
+        path: value for path, value in found.items() if value is not None and (same_shapes or value != float("inf"))
     }
 
 
 def _compare_calls(before: Calls, after: Calls) -> float | None:
     pairs = [
-        (left[name], right[name])
-        for left, right in zip(before, after, strict=True)
-        for name in left
-        if name in right
+        (left[name], right[name]) for left, right in zip(before, after, strict=True) for name in left if name in right
     ]
     return max((_compare_observations(left, right) for left, right in pairs), default=None)
 
@@ -164,8 +158,7 @@ def summarise(rounds: Sequence[Mapping[str, float]], before: nn.Module) -> tuple
             worst[path] = max(worst.get(path, 0.0), difference)
     kinds = _kinds(before, worst)
     return tuple(
-        ModuleDifference(path, kinds[path], difference, order)
-        for order, (path, difference) in enumerate(worst.items())
+        ModuleDifference(path, kinds[path], difference, order) for order, (path, difference) in enumerate(worst.items())
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ LENGTH_KEYS = (
 )
 IMAGE_TOKEN_KEYS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
 SMALL_PAD_ID = 8
-"""Pad ids up to here may shift learned positions (RoBERTa), larger ones are ordinary rows of the vocabulary."""
+"""Pad ids up to here may shift learned positions (RoBERTa); larger ones are ordinary rows of the vocabulary."""
 
 
 def sub_configs(config: Any) -> Iterator[Any]:
@@ -46,10 +46,8 @@ def text_config(config: Any) -> Any:
 
 def vision_config(config: Any) -> Any:
     """The config of the vision part, or `config` itself."""
-    return next(
-        (sub for name in ("vision_config", "encoder") if (sub := getattr(config, name, None)) is not None),
-        config,
-    )
+    found = (getattr(config, name, None) for name in ("vision_config", "encoder"))
+    return next((sub for sub in found if sub is not None), config)
 
 
 def pair(size: Any) -> tuple[int, int]:
@@ -58,10 +56,9 @@ def pair(size: Any) -> tuple[int, int]:
     >>> pair(224), pair([32, 64]), pair({"height": 8, "width": 9})
     ((224, 224), (32, 64), (8, 9))
     """
-    if isinstance(size, dict):
-        return int(size.get("height", size.get("shortest_edge", 0))), int(
-            size.get("width", size.get("shortest_edge", 0))
-        )
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge", 0)
+        return int(size.get("height", edge)), int(size.get("width", edge))
     if isinstance(size, list | tuple):
         return int(size[0]), int(size[-1])
     return int(size), int(size)
@@ -97,7 +94,7 @@ class Facts:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids with a meaning of their own, from every `..._token_id(s)` and `..._token_index` of the configs."""
+        """Ids with a meaning of their own: every `…_token_id`, `…_token_ids`, `…_token_index` of the configs."""
         return frozenset(_special_ids(self.config))
 
     @property
@@ -166,8 +163,6 @@ class Facts:
 def _special_ids(config: Any) -> Iterator[int]:
     for name, value in vars(config).items() if hasattr(config, "__dict__") else ():
         if name.endswith(("_token_id", "_token_ids", "_token_index")):
-            yield from (
-                one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, int)
-            )
+            yield from (one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, int))
     for sub in sub_configs(config):
         yield from _special_ids(sub)

@@ -38,11 +38,7 @@ class Shape:
 
     def generator(self, salt: str) -> torch.Generator:
         """Random numbers that depend on this shape and on what they are for, and on nothing else."""
-        number = (
-            sum((index + 1) * ord(letter) for index, letter in enumerate(salt))
-            + self.batch * 31
-            + self.length
-        )
+        number = sum((index + 1) * ord(letter) for index, letter in enumerate(salt)) + self.batch * 31 + self.length
         return torch.Generator().manual_seed(1_000_003 * self.seed + number)
 
 
@@ -82,10 +78,13 @@ def attention_mask(facts: Facts, shape: Shape) -> Tensor | None:
     """Ones at real positions; left out where nothing is padded, which is a path of its own in many models."""
     if shape.padding == "none":
         return None
-    if "input_ids" in facts.accepts:
-        return shape.mask.long()
-    sound = input_values(facts, shape) if "input_values" in facts.accepts else None
-    return None if sound is None or sound.ndim != 2 else padding_mask(shape.padding, *sound.shape).long()
+    is_text = "input_ids" in facts.accepts
+    return padding_mask(shape.padding, shape.batch, shape.length if is_text else samples(facts)).long()
+
+
+def takes_samples(facts: Facts) -> bool:
+    """Whether sound comes as samples that convolutions turn into frames."""
+    return lookup(facts.config, "conv_kernel") is not None
 
 
 def token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
@@ -111,7 +110,9 @@ def decoder_input_ids(facts: Facts, shape: Shape) -> Tensor | None:
 
 def mm_token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
     """Ones where a placeholder stands for a piece of an image; (batch, length)."""
-    return (input_ids(facts, shape) == facts.image_token).long() if shape.images else None
+    if not shape.images or facts.image_token is None:
+        return None
+    return input_ids(facts, shape).eq(facts.image_token).long()
 
 
 def pixel_values(facts: Facts, shape: Shape) -> Tensor:
@@ -171,18 +172,14 @@ def input_features(facts: Facts, shape: Shape) -> Tensor | None:
     if isinstance(bins, int) and isinstance(positions, int):
         return torch.randn(shape.batch, bins, 2 * positions, generator=generator)
     size = lookup(config, "feature_projection_input_dim", "num_mel_bins", "input_dim")
-    return (
-        torch.randn(shape.batch, 4 * AUDIO_FRAMES, size, generator=generator)
-        if isinstance(size, int)
-        else None
-    )
+    return torch.randn(shape.batch, 4 * AUDIO_FRAMES, size, generator=generator) if isinstance(size, int) else None
 
 
 def input_values(facts: Facts, shape: Shape) -> Tensor:
     """Sound: samples (batch, [channels,] samples), or spectrograms (batch, frames, mel bins) for AST."""
     config, generator = facts.config, shape.generator("input_values")
     bins, frames = lookup(config, "num_mel_bins"), lookup(config, "max_length")
-    if isinstance(bins, int) and isinstance(frames, int) and lookup(config, "conv_kernel") is None:
+    if isinstance(bins, int) and isinstance(frames, int) and not takes_samples(facts):
         return torch.randn(shape.batch, frames, bins, generator=generator)
     channels = lookup(config, "audio_channels")
     lead = (shape.batch, channels) if isinstance(channels, int) else (shape.batch,)

@@ -1,4 +1,4 @@
-"""Gradients of one scalar in both models, led through the rules: they are linear, so they map gradients too."""
+"""Gradients of one scalar in both models, led through the rules: these are linear, so they map gradients too."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ parameter without influence is rounding noise, and noise agrees with nothing."""
 class GradientReport:
     """How the gradients compare.
 
-    `differences` are relative to the largest gradient in the same module, by name in the untouched model after
-    the rules; `unused` counts parameters without gradient on both sides, `extra` names those that only the edited
-    model has, `missing` those it lacks. `error` says why nothing could be compared.
+    `differences` are relative to the largest gradient in the same module, by name in the untouched model
+    after the rules; `unused` counts parameters without gradient on both sides, `extra` names those that only
+    the edited model has, `missing` those it lacks. `error` says why nothing could be compared.
     """
 
     differences: Mapping[str, float]
@@ -61,15 +61,11 @@ def compare_gradients(pair: Pair, case: Case) -> GradientReport:
     try:
         before, scales = gradients_of(pair.before, case, mask, None)
     except Exception as error:
-        return GradientReport(
-            {}, error=f"the untouched model has no backward pass here: {describe_error(error)}"
-        )
+        return GradientReport({}, error=f"the untouched model has no backward pass here: {describe_error(error)}")
     try:
         after, _ = gradients_of(pair.after, case, mask, scales)
     except Exception as error:
-        return GradientReport(
-            {}, error=f"the edited model has no backward pass here: {describe_error(error)}"
-        )
+        return GradientReport({}, error=f"the edited model has no backward pass here: {describe_error(error)}")
     try:
         expected = visible(run(pair.rules, _complete(pair.before, before), torch))
     except RuleError as error:
@@ -77,13 +73,12 @@ def compare_gradients(pair: Pair, case: Case) -> GradientReport:
     return _report(expected, after)
 
 
-def gradients_of(
-    model: nn.Module, case: Case, mask: Tensor | None, scales: Scales | None
-) -> tuple[Gradients, Scales]:
+def gradients_of(model: nn.Module, case: Case, mask: Tensor | None, scales: Scales | None) -> tuple[Gradients, Scales]:
     """The gradient of every floating parameter by name (None where unused), and the scales of the outputs.
 
-    The scalar is the sum over outputs of <random numbers, output> / (scale · √elements), so that large outputs do
-    not drown small ones. With `mask` only real positions count. `.grad` is neither read nor written.
+    The scalar is the sum over outputs of <random numbers, output> / (scale · √elements), so that large
+    outputs do not drown small ones. With `mask` only real positions count. `.grad` is neither read nor
+    written.
     """
     named = {name: p for name, p in parameters_of(model).items() if p.is_floating_point()}
     unique = list({id(parameter): parameter for parameter in named.values()}.values())
@@ -109,7 +104,7 @@ def _projection(outputs: Mapping[str, Tensor], scales: Scales, mask: Tensor | No
 
 
 def _project(name: str, tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """<random numbers, tensor>, the same numbers whichever model asks; fillers and infinities do not count."""
+    """<random numbers, tensor>, the same numbers for every model; fillers and infinities do not count."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
     dim = None if mask is None else position_dim(name, tensor, mask)
@@ -129,15 +124,12 @@ def _complete(model: nn.Module, gradients: Gradients) -> dict[str, Tensor]:
 
 
 def _report(expected: Mapping[str, Tensor], after: Gradients) -> GradientReport:
-    if not all(
-        bool(gradient.isfinite().all()) for gradient in expected.values() if gradient.is_floating_point()
-    ):
+    if not all(bool(gradient.isfinite().all()) for gradient in expected.values() if gradient.is_floating_point()):
         return GradientReport({}, error="the gradients of the untouched model are not finite here")
     names = align(expected, after)
     scales = _module_scales(expected)
     differences = {
-        name: _difference(expected[name], after[other], scales[_parent(name)])
-        for name, other in names.items()
+        name: _difference(expected[name], after[other], scales[_parent(name)]) for name, other in names.items()
     }
     unused = [name for name, other in names.items() if after[other] is None and not expected[name].any()]
     missing = tuple(name for name in expected if name not in names and expected[name].any())

@@ -112,9 +112,7 @@ def _inner_configs(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_config(value: Any) -> bool:
-    return (
-        hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type | nn.Module)
-    )
+    return hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type | nn.Module)
 
 
 def _restore(saved: Saved) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rewire.errors import ProofError
 from rewire.proof.cases import Case, Padding
 from rewire.proof.facts import Facts
-from rewire.proof.fields import IMAGE_NAMES, MAKERS, Shape, image_tokens
+from rewire.proof.fields import IMAGE_NAMES, MAKERS, Shape, image_tokens, takes_samples
 
 TEXT: tuple[tuple[int, int, Padding], ...] = (
     (1, 33, "none"),
@@ -40,8 +40,8 @@ def cases_for(model: nn.Module, seeds: Sequence[int] = (0, 1)) -> tuple[Case, ..
     """Inputs for `model`: lengths, batches, padding patterns and seeds, within a budget of arithmetic.
 
     Texts get random ordinary tokens of several lengths, padded in several ways; images have the model's full
-    size; SAM-like models get points and boxes; decoders after an encoder get tokens of their own. Large models
-    get fewer cases (at least two), in the order of what they can show.
+    size; SAM-like models get points and boxes; decoders after an encoder get tokens of their own. Large
+    models get fewer cases (at least two), in the order of what they can show.
 
     Raises `ProofError` when forward takes nothing known; `inputs=` of `prove` is the way then.
 
@@ -53,12 +53,11 @@ def cases_for(model: nn.Module, seeds: Sequence[int] = (0, 1)) -> tuple[Case, ..
     names = wanted_names(facts)
     if not names:
         raise ProofError(
-            f"no input can be made for {type(model).__name__}: its forward takes {', '.join(sorted(facts.accepts))}, "
-            f"and known are {', '.join(MAKERS)}; pass inputs=[{{...}}] with keyword arguments for its forward"
+            f"no input can be made for {type(model).__name__}: its forward takes "
+            f"{', '.join(sorted(facts.accepts))}, and known are {', '.join(MAKERS)}; "
+            "pass inputs=[{...}] with keyword arguments for its forward"
         )
-    return tuple(
-        _affordable(facts, (build_case(facts, shape, names) for shape in shapes_for(facts, names, seeds)))
-    )
+    return tuple(_affordable(facts, (build_case(facts, shape, names) for shape in shapes_for(facts, names, seeds))))
 
 
 def wanted_names(facts: Facts) -> tuple[str, ...]:
@@ -79,7 +78,7 @@ def shapes_for(facts: Facts, names: Sequence[str], seeds: Sequence[int]) -> Iter
     """The shapes to try, in the order of what they can show for their cost."""
     if not SEQUENCES & set(names):
         yield from (Shape(batch, 1, "none", seed) for batch in SIZED for seed in seeds)
-        if {"input_values", "attention_mask"} <= set(names):
+        if {"input_values", "attention_mask"} <= set(names) and takes_samples(facts):
             yield Shape(SIZED[-1], 1, "right", seeds[0] if seeds else 0)
         return
     can_pad = "input_ids" in names and "attention_mask" in names

@@ -39,7 +39,8 @@ def judge_cases(pair: Pair, cases: Iterable[Case]) -> Iterator[OutputVerdict]:
 def judge_case(pair: Pair, case: Case, recheck: bool = True) -> OutputVerdict:
     """Compares the outputs of both models for one case.
 
-    With `recheck`, a difference beyond the tolerance is looked at again in float64, to tell rounding from error.
+    With `recheck`, a difference beyond the tolerance is looked at again in float64, to tell rounding from
+    error.
     """
     result = compare_case(pair, case)
     if result.skipped:
@@ -48,7 +49,7 @@ def judge_case(pair: Pair, case: Case, recheck: bool = True) -> OutputVerdict:
     padding_limit = limit if pair.limits.judges_padding else math.inf
     is_beyond = result.real > limit or (result.padded or 0.0) > padding_limit
     double = in_double(pair, case) if is_beyond and recheck and not result.error else None
-    checks = [_check(pair, "outputs", result.real, double and double.real, limit, result)]
+    checks = [_check(pair, "outputs", result.real, double.real if double else None, limit, result)]
     if result.padded is not None:
         in_padding = (double.padded or 0.0) if double else None
         checks.append(_check(pair, "padded positions", result.padded, in_padding, padding_limit, result))
@@ -56,14 +57,10 @@ def judge_case(pair: Pair, case: Case, recheck: bool = True) -> OutputVerdict:
     if verdict.passed:
         return verdict
     where, least = (double, DOUBLE) if double else (result, limit)
-    return replace(
-        verdict, divergence=first_divergence(where.modules, least, case.name, pair.before, pair.after)
-    )
+    return replace(verdict, divergence=first_divergence(where.modules, least, case.name, pair.before, pair.after))
 
 
-def _check(
-    pair: Pair, subject: str, value: float, in_float64: float | None, limit: float, result: CaseResult
-) -> Check:
+def _check(pair: Pair, subject: str, value: float, in_float64: float | None, limit: float, result: CaseResult) -> Check:
     name = titled(pair, f"{subject} · {result.case.name}")
     if value <= limit:
         return Check(name, True, value, limit, _agreement(result))

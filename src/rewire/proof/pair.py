@@ -41,9 +41,9 @@ class CaseResult:
     """How one case came out.
 
     `real` and `padded` are the largest relative differences of any output tensor at real and padded positions
-    (`padded` is None without any), `worst` the name of the tensor that differs most, `tensors` and `bit_equal`
-    how many were compared and how many agree bit for bit. `modules` are the differences per module path.
-    `error` says why a model did not run; `skipped` is set when it was the untouched one.
+    (`padded` is None without any), `worst` the name of the tensor that differs most, `tensors` and
+    `bit_equal` how many were compared and how many agree bit for bit. `modules` are the differences per
+    module path. `error` says why a model did not run; `skipped` is set when it was the untouched one.
     """
 
     case: Case

@@ -33,6 +33,7 @@ from rewire.proof.report import Check, Proof, environment_of
 from rewire.proof.strength import Reaction, insensitive, measure_reactions
 from rewire.proof.strong import strong_pair
 from rewire.proof.tolerances import Promise, Tolerances, check_promise, coarsest_dtype
+from rewire.receipts import receipt_of
 from rewire.tensor_rules import Rule, Step
 
 Progress = Callable[[str, int, int], None]
@@ -60,19 +61,21 @@ def prove(
 ) -> Proof:
     """Compares an edited model with the untouched one and says whether the edit is right.
 
-    Looked at are, in this order: the weights (what the rules make of them, and back again, bit for bit); every
-    tensor of the outputs, over inputs of several lengths, batches and padding patterns; the gradients of every
-    parameter, led through the rules; and whether the outputs react to the edited tensors at all, for otherwise
-    their agreement would show nothing. If they do not, all of it is repeated with strong random weights.
+    Looked at are, in this order: the weights (what the rules make of them, and back again, bit for bit);
+    every tensor of the outputs, over inputs of several lengths, batches and padding patterns; the gradients
+    of every parameter, led through the rules; and whether the outputs react to the edited tensors at all, for
+    otherwise their agreement would show nothing. If they do not, all of it is repeated with strong random
+    weights.
 
-    `rules` lead from the tensors of `before` to those of `after`. They and `promise` default to the receipt of
-    `after`; without one, tensors are compared by name and the promise is `exact`. `inputs` are mappings of keyword
-    arguments for forward; made from the model unless given. `dtype_tolerances` replaces the tolerance for outputs
-    of models in a data type (`{"bfloat16": 0.1}`); differences are relative to the largest value of a tensor.
+    `rules` lead from the tensors of `before` to those of `after`. They and `promise` default to the receipt
+    of `after`; without one, tensors are compared by name and the promise is `exact`. `inputs` are mappings of
+    keyword arguments for forward; made from the model unless given. `dtype_tolerances` replaces the tolerance
+    for outputs of models in a data type (`{"bfloat16": 0.1}`); differences are relative to the largest value
+    of a tensor.
 
-    Neither model is changed: both are in evaluation mode meanwhile, and every flag, hook, `.grad` and random state
-    is as before when `prove` returns or raises. Time and memory: two forwards per input and two backwards, and
-    deep copies of both models where float64 or strong weights are needed.
+    Neither model is changed: both are in evaluation mode meanwhile, and every flag, hook, `.grad` and random
+    state is as before when `prove` returns or raises. Time and memory: two forwards per input and two
+    backwards, and deep copies of both models where float64 or strong weights are needed.
 
     A proof that fails is a result, not an error. Raises `ProofError` when no proof can be made: `before` and
     `after` are the same object, no input fits `before`, or an argument is malformed.
@@ -95,9 +98,7 @@ def prove(
     limits = Tolerances(agreed.promise, coarsest_dtype([before, after]), dtype_tolerances or {})
     with untouched(before, after):
         cases = cases_for(before, seeds) if inputs is None else as_cases(inputs)
-        work = _Work(
-            Pair(before, after, agreed.rules, limits), cases, _Ticker(progress, len(cases) + OTHER_STEPS)
-        )
+        work = _Work(Pair(before, after, agreed.rules, limits), cases, _Ticker(progress, len(cases) + OTHER_STEPS))
         work.judge_weights(agreed.by_name, round_trip)
         work.judge_outputs()
         if gradients:
@@ -117,18 +118,12 @@ class _Agreement:
 
 
 def _agreement(after: nn.Module, rules: Sequence[Step] | None, promise: str | None) -> _Agreement:
-    receipt = _receipt_of(after) if rules is None or promise is None else None
+    receipt = receipt_of(after) if rules is None or promise is None else None
     if rules is None and receipt is not None:
         rules = receipt.rules
     if promise is None:
         promise = receipt.promise if receipt is not None else "exact"
     return _Agreement(tuple(rules or ()), check_promise(promise), rules is None)
-
-
-def _receipt_of(model: nn.Module) -> Any:
-    from rewire.receipts import receipt_of
-
-    return receipt_of(model)
 
 
 class _Ticker:
@@ -184,9 +179,7 @@ class _Work:
         edited = edited_names(self.pair)
         names = edited or all_names(self.pair, case)
         if not names:
-            self.checks.append(
-                Check("sensitivity", True, math.inf, math.inf, "not measured: no tensor was edited")
-            )
+            self.checks.append(Check("sensitivity", True, math.inf, math.inf, "not measured: no tensor was edited"))
             return
         own = self._reactions(self.pair, names, case)
         weak = insensitive(own, self.pair.limits.reaction)
@@ -221,9 +214,7 @@ class _Work:
         return results
 
     def _reactions(self, pair: Pair, names: Sequence[str], case: Case) -> tuple[Reaction, ...]:
-        return measure_reactions(
-            pair.after, names, case, pair.limits.reaction, by_module=is_costly(pair, case)
-        )
+        return measure_reactions(pair.after, names, case, pair.limits.reaction, by_module=is_costly(pair, case))
 
     def _announced(self, cases: Iterable[Case]) -> Iterator[Case]:
         for case in cases:
@@ -249,6 +240,6 @@ class _Work:
 def _nothing_ran(pair: Pair, results: Iterable[CaseResult]) -> str:
     tried = "\n".join(f"  {result.case.name}: {result.error}" for result in results)
     return (
-        f"no input runs on the untouched {type(pair.before).__name__}; pass inputs=[{{...}}] with keyword arguments "
-        f"for its forward. What was tried:\n{tried}"
+        f"no input runs on the untouched {type(pair.before).__name__}; "
+        f"pass inputs=[{{...}}] with keyword arguments for its forward. What was tried:\n{tried}"
     )

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,13 +54,53 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The checks of one subject, over all inputs."""
+
+    subject: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def worst(self) -> Check:
+        """The check that says most: the first that failed, or else the one with the largest value."""
+        failed = [check for check in self.checks if not check.passed]
+        return failed[0] if failed else max(self.checks, key=lambda check: check.value)
+
+    @property
+    def title(self) -> str:
+        """The subject, and over how many inputs where there are several.
+
+        >>> checks = (Check("outputs · a", True, 0.0, 1e-5), Check("outputs · b", False, 1.0, 1e-5))
+        >>> grouped(checks)[0].title
+        'outputs, 1 of 2 inputs'
+        """
+        good = sum(check.passed for check in self.checks)
+        if len(self.checks) == 1:
+            return self.checks[0].name
+        return f"{self.subject}, {good if good < len(self.checks) else 'all'} of {len(self.checks)} inputs"
+
+
+def grouped(checks: Iterable[Check]) -> tuple[Group, ...]:
+    """Checks by subject, in order of first appearance."""
+    groups: dict[str, list[Check]] = {}
+    for check in checks:
+        groups.setdefault(check.name.partition(" · ")[0], []).append(check)
+    return tuple(Group(subject, tuple(found)) for subject, found in groups.items())
+
+
+@dataclass(frozen=True)
 class Proof:
     """The result of `prove`.
 
-    `max_difference` is the largest relative difference of any output at real positions, in the model's own type.
-    `first_divergence` is the first module, in order of execution, that differs beyond the tolerance; None when
-    all outputs agree. `module_differences` has the largest difference of every module that both models have.
-    `skipped` names inputs that the untouched model does not take, with the reason.
+    `max_difference` is the largest relative difference of any output at real positions, in the model's own
+    type. `first_divergence` is the first module, in order of execution, that differs beyond the tolerance;
+    None when all outputs agree. `module_differences` has the largest difference of every module that both
+    models have. `skipped` names inputs that the untouched model does not take, with the reason.
     """
 
     model: str
@@ -87,15 +127,14 @@ class Proof:
     def summary(self) -> str:
         """One line.
 
-        >>> Proof(
-        ...     "Tiny", "exact", (Check("outputs", True, 0.0, 1e-5),), 0.0, cases=("one",), seconds=0.25
-        ... ).summary()
+        >>> Proof("Tiny", "exact", (Check("outputs", True, 0.0, 1e-5),), 0.0, cases=("one",), seconds=0.25).summary()
         'passed: Tiny, exact, 1 of 1 checks over 1 inputs, largest difference 0, 0.2 s'
         """
         good = len(self.checks) - len(self.failures)
         text = (
-            f"{'passed' if self.passed else 'FAILED'}: {self.model}, {self.promise}, {good} of {len(self.checks)} checks "
-            f"over {len(self.cases)} inputs, largest difference {show(self.max_difference)}, {self.seconds:.1f} s"
+            f"{'passed' if self.passed else 'FAILED'}: {self.model}, {self.promise}, "
+            f"{good} of {len(self.checks)} checks over {len(self.cases)} inputs, "
+            f"largest difference {show(self.max_difference)}, {self.seconds:.1f} s"
         )
         if self.first_divergence is not None:
             text += f"; first divergence: {self.first_divergence}"
@@ -140,7 +179,8 @@ class Proof:
         )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Writes JSON, or the page of `to_html` where `path` ends in `.html`; all or nothing. Returns the path.
+        """Writes JSON, or the page of `to_html` where `path` ends in `.html`; all or nothing. Returns the
+        path.
 
         Raises `OutputError` when the folder is absent or not writable.
         """
@@ -168,9 +208,10 @@ class Proof:
         table = Table(title=Text(self.summary()), title_justify="left", show_edge=False)
         for heading in ("", "check", "value", "limit", "detail"):
             table.add_column(heading, overflow="fold")
-        for check in self.checks:
-            mark = Text("✓", style="green") if check.passed else Text("✗", style="bold red")
-            table.add_row(mark, Text(check.name), show(check.value), check.limit, Text(check.detail))
+        for group in grouped(self.checks):
+            mark = Text("✓", style="green") if group.passed else Text("✗", style="bold red")
+            worst = group.worst
+            table.add_row(mark, Text(group.title), show(worst.value), worst.limit, Text(worst.detail))
         return table
 
 
@@ -188,9 +229,7 @@ def show(value: float) -> str:
 def environment_of(device: torch.device) -> dict[str, str]:
     """The machine and the versions under which a proof was made."""
     versions = {name: _version(name) for name in ("rewire", "torch", "transformers", "peft")}
-    place = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return {
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version},

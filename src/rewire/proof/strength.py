@@ -31,8 +31,8 @@ NOISE = 0.5
 class Reaction:
     """How far the outputs moved, relative to their scale, when all tensors of one kind were disturbed.
 
-    `tensors` is their number. `is_idle` is set for biases that move nothing whatever their values are, as those
-    of key projections before softmax; no output can tell anything about them.
+    `tensors` is their number. `is_idle` is set for biases that move nothing whatever their values are, as
+    those of key projections before softmax; no output can tell anything about them.
     """
 
     kind: str
@@ -47,23 +47,19 @@ def measure_reactions(
     """Disturbs the named tensors of `model`, one kind at a time, and measures the outputs of `case`.
 
     Disturbed means: rows in another order, as a wrong layout would leave them. The outputs should move by
-    `enough`. The model's own tensors are never written to. With `by_module` a weight and its bias are disturbed
-    together, which takes half the forwards.
+    `enough`. The model's own tensors are never written to. With `by_module` a weight and its bias are
+    disturbed together, which takes half the forwards.
     """
     parameters = parameters_of(model)
     present = align(names, [name for name, one in parameters.items() if one.is_floating_point()])
     reference = forward(model, case)
     groups = _grouped(present.values(), by_module)
     reactions = [
-        Reaction(
-            kind, len(group), _movement(model, case, reference, {n: parameters[n] for n in group}, shuffled)
-        )
+        Reaction(kind, len(group), _movement(model, case, reference, {n: parameters[n] for n in group}, shuffled))
         for kind, group in groups.items()
     ]
     return tuple(
-        _idle_if_ignored(
-            model, case, reference, {n: parameters[n] for n in groups[one.kind]}, one, reactions, enough
-        )
+        _idle_if_ignored(model, case, reference, {n: parameters[n] for n in groups[one.kind]}, one, reactions, enough)
         for one in reactions
     )
 
@@ -103,7 +99,9 @@ def _idle_if_ignored(
     all_reactions: Sequence[Reaction],
     enough: float,
 ) -> Reaction:
-    """A bias that moves nothing, in a module whose weight does, is idle if large random values move nothing either."""
+    """A bias that moves nothing, in a module whose weight does, is idle if large random values move nothing
+    either.
+    """
     module, _, leaf = reaction.kind.rpartition(".")
     siblings = [one.movement for one in all_reactions if one.kind == f"{module}.weight"]
     if reaction.movement >= enough or leaf != "bias" or max(siblings, default=0.0) < enough:

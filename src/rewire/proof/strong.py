@@ -33,10 +33,10 @@ LABEL = "strong weights"
 def strong_pair(pair: Pair, case: Case, seed: int = 0) -> Pair:
     """Deep copies of both models, with strong random weights led through the rules.
 
-    Models of half precision are compared in float32 here, where a mistake is easier to tell from rounding, unless
-    the rules cast. Buffers keep their values; so do parameters that only the edited model has (LoRA), but for
-    DoRA's magnitudes, which follow from the weights. Raises `ProofError` when the rules do not lead to every
-    tensor of the edited model, or every gain gives outputs that are not numbers.
+    Models of half precision are compared in float32 here, where a mistake is easier to tell from rounding,
+    unless the rules cast. Buffers keep their values; so do parameters that only the edited model has (LoRA),
+    but for DoRA's magnitudes, which follow from the weights. Raises `ProofError` when the rules do not lead
+    to every tensor of the edited model, or every gain gives outputs that are not numbers.
     """
     dtype = torch.float32 if _may_widen(pair) else pair.limits.dtype
     before, after = (copy.deepcopy(model) for model in (pair.before, pair.after))
@@ -67,7 +67,7 @@ def draw_strong(model: nn.Module, gain: float, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     done: set[int] = set()
-    for path, module in model.named_modules():
+    for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_floating_point() and id(parameter) not in done:
                 done.add(id(parameter))
@@ -75,9 +75,7 @@ def draw_strong(model: nn.Module, gain: float, seed: int = 0) -> None:
                 parameter.copy_(values.to(parameter.device, parameter.dtype))
 
 
-def strong_values(
-    module: nn.Module, name: str, tensor: Tensor, gain: float, generator: torch.Generator
-) -> Tensor:
+def strong_values(module: nn.Module, name: str, tensor: Tensor, gain: float, generator: torch.Generator) -> Tensor:
     """Strong values for the parameter `name` of `module`, float32 on the CPU."""
     noise = torch.randn(tensor.shape, generator=generator)
     old = tensor.float().cpu()
@@ -100,7 +98,9 @@ def fan_in(module: nn.Module, tensor: Tensor) -> int:
 
 @torch.no_grad()
 def transfer(before: nn.Module, after: nn.Module, pair: Pair) -> None:
-    """Writes into `after` what the rules make of the tensors of `before`. Raises `ProofError` where they lead nowhere."""
+    """Writes into `after` what the rules make of the tensors of `before`. Raises `ProofError` where they lead
+    nowhere.
+    """
     try:
         mapped = visible(run(pair.rules, state_of(before), torch))
     except RuleError as error:
@@ -110,16 +110,16 @@ def transfer(before: nn.Module, after: nn.Module, pair: Pair) -> None:
     present = align(mapped, state_of(after))
     lost = [name for name in mapped if name not in present and name not in derived_names(before)]
     if lost:
-        raise ProofError(
-            f"no tensor of the edited model takes {shorten(lost)}; pass rules= that say which does"
-        )
+        raise ProofError(f"no tensor of the edited model takes {shorten(lost)}; pass rules= that say which does")
     for name, other in names.items():
         parameters[other].copy_(mapped[name])
     _set_magnitudes(after, parameters)
 
 
 def _set_magnitudes(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """DoRA is without effect at initialisation because its magnitudes are the norms of the rows of the weight."""
+    """DoRA is without effect at initialisation because its magnitudes are the norms of the rows of the
+    weight.
+    """
     for name, magnitude in parameters.items():
         path, marker, _ = name.partition(".lora_magnitude_vector.")
         weight = parameters.get(f"{path}.base_layer.weight")

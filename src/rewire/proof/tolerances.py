@@ -115,7 +115,9 @@ class Tolerances:
 
     @property
     def judges_padding(self) -> bool:
-        """Whether padded positions must agree as well. Packed encoders leave zeros there and promise `rounding`."""
+        """Whether padded positions must agree as well. Packed encoders leave zeros there and promise
+        `rounding`.
+        """
         return self.promise in ("exact", "additive")
 
     def is_rounding(self, difference: float, in_double: float, limit: float) -> bool:

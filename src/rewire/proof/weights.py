@@ -113,7 +113,7 @@ class WeightReport:
 def compare_states(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], derived: frozenset[str] = frozenset()
 ) -> WeightReport:
-    """Tensor by tensor; names differ at most by PEFT's wrapping. `derived` tensors may be absent on a side."""
+    """Tensor by tensor; names differ at most by PEFT's wrapping. `derived` ones may be absent on a side."""
     names = align(expected, found)
     differing = [name for name, other in names.items() if not same_bits(expected[name], found[other])]
     values = [relative_difference(expected[name], found[names[name]]) for name in differing]
@@ -146,9 +146,7 @@ def check_round_trip(before: nn.Module, after: nn.Module, rules: Rule) -> Weight
     aside = {name: tensor for name, tensor in mapped.items() if name.startswith(KEPT)}
     names = align(visible(mapped), present)
     try:
-        back = visible(
-            run(invert(rules), {name: present[other] for name, other in names.items()} | aside, torch)
-        )
+        back = visible(run(invert(rules), {name: present[other] for name, other in names.items()} | aside, torch))
     except RuleError as error:
         return _impossible(f"the inverse rules do not fit the edited model: {error}")
     return compare_states(original, back, derived_names(before) | derived_names(after))

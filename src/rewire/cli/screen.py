@@ -1,0 +1,96 @@
+"""What a command shows: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and out of how much."""
+
+PIPE_WIDTH = 120
+"""Columns when the output is no terminal."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How much a command shows. `as_json`: data for programs on stdout, and nothing else there."""
+
+    quiet: bool = False
+    as_json: bool = False
+
+    def show(self, *parts: RenderableType) -> None:
+        """Prints for people; nothing with --quiet or --json."""
+        if not (self.quiet or self.as_json):
+            stdout().print(*parts, sep="\n")
+
+    def result(self, data: Callable[[], Any]) -> None:
+        """Prints data for programs, with --json only."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data(), indent=1, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[Progress]:
+        """Shows on a terminal that something takes time; gives what to call as it advances."""
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if self.quiet or not console.is_terminal:
+            yield _ignore
+            return
+        with _bar(console, what) as advance:
+            yield advance
+
+    @contextmanager
+    def models(self) -> Iterator[None]:
+        """PyTorch and Transformers loaded, and silent."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with self.doing("starting PyTorch and Transformers"):
+                from rewire import hf_seam
+            with hf_seam.quiet():
+                yield
+
+
+def stdout() -> Console:
+    """The console for results."""
+    from rich.console import Console
+
+    is_wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if is_wide else PIPE_WIDTH, highlight=False)
+
+
+def _ignore(text: str, done: int, total: int) -> None:
+    pass
+
+
+@contextmanager
+def _bar(console: Console, what: str) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (SpinnerColumn(), text, BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+
+        def advance(text: str, done: int, total: int) -> None:
+            bars.update(task, description=f"{what} · {text}", completed=done, total=total)
+
+        yield advance
+
+
+def seconds_since(start: float) -> str:
+    """Wall time in words."""
+    return f"{time.perf_counter() - start:.1f} s"

@@ -1,0 +1,179 @@
+"""Going through a model: what detection finds, and what resolving says about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from rewire import families
+from rewire.inspection.patterns import patterns, skeleton
+from rewire.inspection.record import Family, Inspection
+from rewire.inspection.tree import tree
+from rewire.plan import Edit, Join, Plan, Split
+from rewire.receipts import Counts, edited
+from rewire.resolve import resolve
+from rewire.targets import Target
+
+
+def inspect(model: nn.Module) -> Inspection:
+    """Finds where `model` keeps its projections and what a plan could do with them; changes nothing.
+
+    Only names, shapes and the configuration are looked at, so a model on meta of any size will do.
+
+    >>> toy = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "v_proj")})
+    >>> found = inspect(nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"attn": toy})])})).families
+    >>> found[0].kind, found[0].path, found[0].edit
+    ('separate attention', 'layers.0.attn', {'join': {'target': 'layers.0.attn', 'parts': [...]}})
+    """
+    found = list(_decided(model, [*_fused(model), *_separate(model)]))
+    paths = [path for path, _ in model.named_modules()]
+    state = edited(model)
+    return Inspection(
+        model=type(model).__name__,
+        model_type=getattr(getattr(model, "config", None), "model_type", None) or None,
+        counts=Counts.of(model),
+        dtypes=_dtypes(model),
+        families=tuple(_families(found, paths)),
+        plan_hash=state.receipt.plan_hash if state else None,
+        tree=tree(model, _notes(found)),
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One place, described as a family of its own."""
+
+    path: str
+    family: Family
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Kind of the edit and path, as a decision has them."""
+        return "split" if self.family.layout else "join", self.path
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What places must have in common to be one family."""
+        return skeleton(self.path), *vars(self.family).values()
+
+
+def _fused(model: nn.Module) -> Iterator[_Place]:
+    for found in families.fused_projections(model):
+        owner, module = _around(model, found.path)
+        if isinstance(found, families.Refusal):
+            yield _Place(found.path, Family("fused", "", 1, module, owner, refusal=found.reason))
+            continue
+        linear = families.linear_facts(model.get_submodule(found.path))
+        assert not isinstance(linear, str)
+        family = Family(
+            kind=f"fused {found.kind}",
+            path="",
+            count=1,
+            module=module,
+            owner=owner,
+            in_features=linear.in_features,
+            parts=tuple(found.names),
+            roles=tuple(found.roles),
+            sizes=tuple(found.sizes),
+            layout=found.layout,
+            groups=found.groups,
+            transposed=linear.transposed,
+            evidence=tuple(found.evidence),
+        )
+        yield _Place(found.path, family)
+
+
+def _around(model: nn.Module, path: str) -> tuple[str, str]:
+    """Classes of the owner and of the module itself."""
+    owner = model.get_submodule(path.rpartition(".")[0])
+    return type(owner).__name__, type(model.get_submodule(path)).__name__
+
+
+def _separate(model: nn.Module) -> Iterator[_Place]:
+    for found in families.separate_projections(model):
+        parent = model.get_submodule(found.path)
+        linears = [families.linear_facts(parent.get_submodule(part)) for part in found.parts]
+        facts = [linear for linear in linears if not isinstance(linear, str)]
+        family = Family(
+            kind=f"separate {found.kind}",
+            path="",
+            count=1,
+            module=type(parent.get_submodule(found.parts[0])).__name__,
+            owner=type(parent).__name__,
+            in_features=facts[0].in_features,
+            parts=tuple(found.parts),
+            roles=tuple(found.roles),
+            sizes=tuple(fact.out_features for fact in facts),
+            transposed=facts[0].transposed,
+            evidence=tuple(found.evidence),
+        )
+        yield _Place(found.path, family)
+
+
+def _decided(model: nn.Module, places: Sequence[_Place]) -> Iterator[_Place]:
+    """The places, with the refusals that carrying the edits out would meet with."""
+    together = _reasons(model, places)
+    alone = _reasons(model, [place for place in places if place.key in together]) if together else {}
+    for place in places:
+        reason = place.family.refusal or alone.get(place.key)
+        clashes = reason is None and place.key in together
+        yield _Place(place.path, replace(place.family, refusal=reason, alone=clashes))
+
+
+def _reasons(model: nn.Module, places: Iterable[_Place]) -> dict[tuple[str, str], str]:
+    """Kind of edit and path, with the reason why it would be refused."""
+    edits = [edit for place in places if (edit := _edit(place.family, place.path)) is not None]
+    plan = Plan([replace(edit, optional=True) for edit in edits])
+    return {(d.kind, d.path): d.detail for d in resolve(model, plan).decisions if d.outcome == "refused"}
+
+
+def _edit(family: Family, target: str) -> Edit | None:
+    """What a plan could do with such projections."""
+    if family.refusal is not None:
+        return None
+    return Split(target, into=family.parts) if family.layout else Join(target, parts=family.parts)
+
+
+def _families(places: Iterable[_Place], everything: Sequence[str]) -> Iterator[Family]:
+    groups: dict[tuple[Any, ...], list[_Place]] = {}
+    for place in places:
+        groups.setdefault(place.group, []).append(place)
+    for alike in groups.values():
+        family, paths = alike[0].family, [place.path for place in alike]
+        targets = patterns(paths, everything)
+        for target in targets:
+            edit = _edit(family, target)
+            count = len(paths) if len(targets) == 1 else len(_covered(target, paths))
+            yield replace(family, path=target, count=count, edit=edit.to_dict() if edit else None)
+
+
+def _covered(target: str, paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if Target.parse(target).path_matches(path)]
+
+
+def _notes(places: Iterable[_Place]) -> dict[str, str]:
+    """What the tree says beside a module."""
+    return {place.path: note(place.family) for place in places}
+
+
+def note(family: Family) -> str:
+    """A family in a few words.
+
+    >>> note(Family("fused attention", "qkv", 1, "Linear", "", parts=("q", "k"), sizes=(4, 4), layout="stacked"))
+    'fused attention: q 4, k 4 (stacked)'
+    """
+    if not family.parts:
+        return f"{family.kind}, cannot be edited"
+    parts = ", ".join(f"{part} {size}" for part, size in zip(family.parts, family.sizes, strict=True))
+    return f"{family.kind}: {parts}" + (f" ({family.layout})" if family.layout else "")
+
+
+def _dtypes(model: nn.Module) -> tuple[str, ...]:
+    sizes: Counter[str] = Counter()
+    for parameter in model.parameters():
+        sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return tuple(dtype for dtype, _ in sizes.most_common())

@@ -1,0 +1,456 @@
+"""Which rows of a fused linear are queries, keys, values, gates: found by trying, without knowing the code.
+
+A tiny copy of the model is built from its own class and a shrunk copy of its configuration (same numbers of
+heads, but small heads, few layers, few tokens), filled with seeded random weights, and run on the CPU. There
+the output of the fused linear is replaced by numbers of our own, and the gradient of its owner's output with
+respect to them shows what each row does:
+
+- **value**: attention weights sum to one, so the same amount added at every position adds a fixed amount to
+  the output, whatever queries and keys are;
+- **query**: acts on its own position alone;
+- **key**: acts from other positions too, and is not a value;
+- where no row acts beyond its own position there is no attention, but an MLP: an **up** row enters the output
+  linearly, a **gate** row does not.
+
+The answer counts only if the roles repeat in equal groups, each role once in each. Everything else, and every
+error on the way, makes the probe say that it does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+MAX_SECONDS = 30.0
+MAX_PARAMETERS = 40_000_000
+
+_SEED = 20_240_229
+_HEAD = 8  # size of a small head: even, for rotary positions, and more than the rows of one part in a pattern
+_TOKENS = 6
+_DRAWS = 4  # how often everything is drawn anew
+_VIEWS = 6  # output positions that are looked at
+_ZERO = 1e-7  # of the largest gradient: less is no influence (some models compute scores in single precision)
+_SAME = 1e-4  # relative difference up to which two numbers are the same
+_OTHER = 1e-2  # from which on they differ; in between the probe does not know
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Roles in the order of the rows, rows of each over all groups, and the number of groups."""
+
+    roles: tuple[str, ...]
+    sizes: tuple[int, ...]
+    groups: int
+
+
+def probe_rows(model: nn.Module, path: str, owner: str, rows: int) -> Probed | str:
+    """What the `rows` rows of the fused linear at `path` do in the forward of `owner`, or why that is unknown.
+
+    The model itself is not run and no value of it is touched; it may be on `meta`.
+    """
+    reasons: list[str] = []
+    width = _width(model.get_submodule(path), rows)
+    end = time.monotonic() + MAX_SECONDS
+    for host, inside in _hosts(model, owner):
+        for attempt in _ATTEMPTS:
+            try:
+                with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
+                    tiny = _tiny_copy(host, attempt, width)
+                    bench = _Bench(tiny, *_twin(tiny, host, inside, path.removeprefix(f"{owner}.")), end)
+                    return _scaled(_period(_roles(bench)), rows)
+            except _Unclear as unclear:
+                return f"probe: {unclear}"
+            except Exception as error:  # foreign code, run on a configuration it may never have seen
+                first_line = str(error).strip().partition("\n")[0]
+                reasons.append(f"{type(host).__name__}: {type(error).__name__}: {first_line}")
+    return f"probe could not run: {[*reasons, 'no model with a configuration stands around it'][0]}"
+
+
+def _width(fused: nn.Module, rows: int) -> int:
+    """How wide the fused linear's input is (its weight may stand either way round)."""
+    weight = fused.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel() // rows
+
+
+class _Unclear(Exception):
+    """The probe ran and cannot tell."""
+
+
+def _hosts(model: nn.Module, owner: str) -> Iterator[tuple[nn.Module, str]]:
+    """The models around `owner` that can be built from their configuration, nearest first; its path in each."""
+    parts = owner.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        module = model.get_submodule(".".join(parts[:depth]))
+        if hasattr(module, "config") and hasattr(module, "main_input_name"):
+            yield module, ".".join(parts[depth:])
+
+
+def _twin(tiny: nn.Module, host: nn.Module, owner: str, leaf: str) -> tuple[nn.Module, nn.Module]:
+    """The owner and the fused linear in the copy: in the first layer that has the same."""
+    pattern = re.compile(re.sub(r"\d+", r"\\d+", re.escape(owner)))
+    kind = type(host.get_submodule(owner))
+    for path, module in tiny.named_modules():
+        if type(module) is kind and pattern.fullmatch(path):
+            return module, module.get_submodule(leaf)
+    raise ValueError(f"the small copy has no {kind.__name__} at {owner}")
+
+
+# ---------------------------------------------------------------- a tiny copy of the model
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way to make the copy. `attention`: its implementation, where not the model's own."""
+
+    shrink: Callable[[Any, int], None]
+    dtype: torch.dtype
+    attention: str | None = None
+
+
+def _tiny_copy(host: nn.Module, attempt: _Attempt, width: int) -> nn.Module:
+    config: Any = copy.deepcopy(host.config)
+    for part in _parts(config):
+        attempt.shrink(part, width)
+    if attempt.attention is not None:
+        config._attn_implementation = attempt.attention
+    build: Any = type(host)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build(copy.deepcopy(config)).parameters())
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"a copy with few layers still has {size:,} parameters")
+    tiny: nn.Module = build(config).to(attempt.dtype).eval()
+    generator = torch.Generator().manual_seed(_SEED)
+    for parameter in tiny.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=attempt.dtype)
+            # Vectors (norms, scales, biases) scatter around one; matrices keep the size of what they map.
+            parameter.data = 1 + 0.2 * noise if noise.ndim < 2 else noise * noise.shape[-1] ** -0.5
+    return tiny.requires_grad_(False)
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A configuration and those within it."""
+    yield config
+    for value in list(vars(config).values()):
+        if hasattr(value, "to_dict") and hasattr(value, "__dict__"):
+            yield from _parts(value)
+
+
+_LAYERS = re.compile(r"(n|num)_(\w+_)?layers?|(en|de)coder_layers|(\w+_)?depth")
+_LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
+    (_LAYERS, 2),
+    (re.compile(r"(\w+_)?vocab_size(_\w+)?"), 64),
+    (re.compile(r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length"), 128),
+    (re.compile(r"(n|num)_(\w+_)?experts"), 4),
+    (re.compile(r"num_experts_per_tok|moe_top_?k|top_k"), 2),
+    (re.compile(r"n_group|topk_group"), 1),
+    (re.compile(r"num_frames"), 2),
+    (re.compile(r"\w+_token_(id|index)"), 1),
+)
+
+
+def _few_layers(config: Any, width: int) -> None:
+    """Fewer layers, tokens, experts and patches; what a layer looks like inside stays."""
+    values = dict(vars(config))
+    for name, value in values.items():
+        limit = next((limit for pattern, limit in _LIMITS if pattern.fullmatch(name)), None)
+        if limit is not None and _is_int(value) and value > limit:
+            setattr(config, name, limit)
+            if _LAYERS.fullmatch(name):
+                _shorten_lists(config, value, limit)
+    patch = values.get("patch_size")
+    for name in ("image_size", "input_size"):
+        if _is_int(values.get(name)) and _is_int(patch) and values[name] > 4 * patch:
+            setattr(config, name, 4 * patch)
+
+
+def _shorten_lists(config: Any, before: int, after: int) -> None:
+    """What is said per layer is said for the layers that are left."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == before:
+            setattr(config, name, value[:after])
+
+
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
+_WIDTH = re.compile(r"(?!patch|image|vocab|input_size)(\w+_)?(size|dim|embd|d_model|d_kv)(_\w+)?")
+_WIDE = re.compile(r"(\w+_)?(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|mlp_dim|d_ff)(_\w+)?")
+
+
+def _small_heads(config: Any, width: int) -> None:
+    """Few layers, and heads of a few rows: the number of heads stays, every width follows."""
+    _few_layers(config, width)
+    values = {name: value for name, value in vars(config).items() if _is_int(value)}
+    heads = next((values[name] for name in _HEADS if name in values), 0)
+    if not heads or width <= heads * _HEAD:
+        return
+    smaller = {width: heads * _HEAD, 4 * width: 4 * heads * _HEAD, values.get("head_dim", width // heads): _HEAD}
+    for name, value in values.items():
+        if _WIDE.fullmatch(name):
+            setattr(config, name, min(value, 4 * _HEAD))
+        elif name == "rotary_dim":
+            setattr(config, name, min(value, _HEAD // 2))
+        elif value > _HEAD and value in smaller and _WIDTH.fullmatch(name):
+            setattr(config, name, smaller[value])
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_ATTEMPTS = (
+    _Attempt(_small_heads, torch.float64),
+    _Attempt(_small_heads, torch.float64, "eager"),
+    _Attempt(_small_heads, torch.float32, "eager"),
+    _Attempt(_few_layers, torch.float64),
+    _Attempt(_few_layers, torch.float64, "eager"),
+    _Attempt(_few_layers, torch.float32, "eager"),
+)
+
+
+# ---------------------------------------------------------------- running it
+
+
+class _Done(Exception):
+    """Raised out of the forward as soon as the owner has answered."""
+
+
+class _Bench:
+    """The owner's output as a function of the fused linear's."""
+
+    def __init__(self, tiny: nn.Module, owner: nn.Module, fused: nn.Module, end: float) -> None:
+        self.tiny, self.end = tiny, end
+        self.generator = torch.Generator().manual_seed(_SEED)
+        self.inputs = _inputs(tiny)
+        self.given: Tensor | None = None
+        self.seen: list[Tensor] = []
+        self.kept: list[Tensor] = []
+        fused.register_forward_hook(self._replace)
+        owner.register_forward_hook(self._keep)
+        self.values = self.run(None)[0].detach()
+        if self.values.reshape(-1, self.values.shape[-1]).shape[0] < 2:
+            raise _Unclear("only one position to look at")
+
+    def _replace(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        values = output if self.given is None else self.given
+        self.seen.append(values.detach().clone().requires_grad_())
+        return self.seen[-1]
+
+    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.kept.extend(list(_tensors(output))[:1])
+        raise _Done
+
+    def run(self, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(what the fused linear gave out, what the owner made of it)"""
+        if time.monotonic() > self.end:
+            raise _Unclear(f"it takes more than {MAX_SECONDS:.0f} s")
+        self.given = given
+        self.seen.clear()
+        self.kept.clear()
+        with contextlib.suppress(_Done):
+            self.tiny(**self.inputs)
+        if len(self.seen) != 1 or len(self.kept) != 1:
+            raise ValueError(f"the owner called the fused linear {len(self.seen)} times")
+        return self.seen[0], self.kept[0]
+
+    def random(self) -> Tensor:
+        """Random values for the fused linear to give out."""
+        return torch.randn(self.values.shape, generator=self.generator, dtype=self.values.dtype)
+
+    def gradients(self, given: Tensor, weights: Tensor) -> Tensor:
+        """[view, position, row]: how much each row at each position moves some output positions."""
+        values, answer = self.run(given)
+        outputs = answer.reshape(-1, answer.shape[-1])
+        views = torch.linspace(0, len(outputs) - 1, min(_VIEWS, len(outputs))).long().tolist()
+        looks = [(outputs[view] * weights[: outputs.shape[-1]]).sum() for view in views]
+        slopes = [torch.autograd.grad(look, values, retain_graph=True)[0] for look in looks]
+        return torch.stack([slope.reshape(-1, slope.shape[-1]) for slope in slopes])
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from _tensors(tuple(output.values()))
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from _tensors(part)
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _inputs(tiny: nn.Module) -> dict[str, Tensor]:
+    """Something that the small copy can be called with: its main input, and whatever else it demands."""
+    config: Any = tiny.config
+    wanted = inspect.signature(tiny.forward).parameters
+    names = [name for name, parameter in wanted.items() if _is_required(parameter)]
+    names.append(str(tiny.main_input_name))
+    if getattr(config, "is_encoder_decoder", False):
+        names.append("decoder_input_ids")
+    dtype = next(tiny.parameters()).dtype
+    if any(name.endswith("grid_thw") for name in names):
+        return _packed_patches(config, names, dtype)
+    return {name: _input(name, config, dtype) for name in dict.fromkeys(names) if name in wanted}
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    return named and parameter.default is parameter.empty
+
+
+def _input(name: str, config: Any, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(_SEED)
+    if name.endswith("input_ids"):
+        return torch.arange(2, 2 + _TOKENS)[None]
+    if name == "pixel_values":
+        size = _first(config, "image_size", "input_size")
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        frames = [config.num_frames] if hasattr(config, "num_frames") else []
+        shape = (1, *frames, _channels(config), height, width)
+        return torch.randn(shape, generator=generator, dtype=dtype)
+    if name in ("inputs_embeds", "hidden_states"):
+        return torch.randn((1, _TOKENS, _first(config, *_HIDDEN)), generator=generator, dtype=dtype)
+    raise ValueError(f"it wants {name}")
+
+
+def _packed_patches(config: Any, names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Images as one row of patches, with the grid they come from (the Qwen-VL kind)."""
+    size = _channels(config).patch_size ** 2 * getattr(config, "temporal_patch_size", 1)
+    patches = torch.randn((16, size), generator=torch.Generator().manual_seed(_SEED), dtype=dtype)
+    grid = torch.tensor([[1, 4, 4]])
+    return {name: grid if name.endswith("grid_thw") else patches for name in names}
+
+
+def _channels(config: Any) -> int:
+    names = ("num_channels", "in_channels", "in_chans")
+    return next((getattr(config, name) for name in names if _is_int(getattr(config, name, None))), 3)
+
+
+def _first(config: Any, *names: str) -> Any:
+    found = next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+    if found is None:
+        raise ValueError(f"the configuration has none of {', '.join(names)}")
+    return found
+
+
+# ---------------------------------------------------------------- what each row does
+
+
+def _roles(bench: _Bench) -> list[str]:
+    """The role of every row."""
+    weights = torch.randn(bench.run(None)[1].shape[-1], generator=bench.generator, dtype=bench.values.dtype)
+    slopes = torch.stack([bench.gradients(bench.random(), weights) for _ in range(_DRAWS)])
+    largest = slopes.abs().max().item()
+    acts = (slopes.abs() > _ZERO * largest).any(dim=0)
+    reach = acts.sum(dim=1).amax(dim=0)  # from how many positions a row moves one output
+    if not bool(reach.all()):
+        raise _Unclear(f"{int((reach == 0).sum())} of {len(reach)} rows do nothing")
+    if int(reach.max()) == 1:
+        return _gates(bench)
+    values = _constant(slopes.sum(dim=2), _SAME * largest)
+    names = {(True, True): "v", (False, True): "k", (False, False): "q"}
+    pairs = list(zip(values.tolist(), (reach > 1).tolist(), strict=True))
+    if (True, False) in pairs:
+        raise _Unclear("some rows act like values, but on their own position alone")
+    return [names[pair] for pair in pairs]
+
+
+def _constant(totals: Tensor, nothing: float) -> Tensor:
+    """Per row: whether [draw, view, row] is the same in every draw, and something can be seen at all.
+
+    (Keys without positions add up to nothing: a softmax does not see what is added to all scores.)
+    """
+    size = totals.abs().amax(dim=0)
+    apart = totals.amax(dim=0) - totals.amin(dim=0)
+    visible = size > nothing
+    differ = torch.where(visible, apart / size.clamp_min(nothing), 0.0).amax(dim=0)
+    return (_decided(differ, _SAME, _OTHER) == 0) & visible.any(dim=0)
+
+
+def _decided(measure: Tensor, low: float, high: float) -> Tensor:
+    """0 below `low`, 1 above `high`; in between nobody knows."""
+    between = (measure > low) & (measure < high)
+    if bool(between.any()):
+        raise _Unclear(f"{int(between.sum())} rows are neither one thing nor the other")
+    return (measure >= high).long()
+
+
+def _gates(bench: _Bench) -> list[str]:
+    """For rows that act on their own position only: whether they enter the output linearly (up) or not (gate)."""
+    rows = bench.values.shape[-1]
+    bend, slope = torch.zeros(rows), torch.zeros(rows)
+    for _ in range(_DRAWS):  # a gate may happen to be shut, or both steps may lie on the same side of a kink
+        middle = bench.random()
+        still = _by_position(bench, bench.run(middle)[1])
+        for start in range(0, rows, len(still)):
+            chosen = range(start, min(rows, start + len(still)))
+            up, down = (_by_position(bench, bench.run(_nudged(middle, chosen, by))[1]) for by in (2.0, -2.0))
+            for place, row in enumerate(chosen):
+                bend[row] += (up[place] + down[place] - 2 * still[place]).norm()
+                slope[row] += (up[place] - down[place]).norm()
+    if not bool((slope + bend).all()):
+        raise _Unclear("some rows do nothing")
+    bent = _decided(bend / (slope + bend), _SAME, _OTHER)
+    return ["gate" if one else "up" for one in bent.tolist()]
+
+
+def _by_position(bench: _Bench, answer: Tensor) -> Tensor:
+    outputs = answer.detach().reshape(-1, answer.shape[-1])
+    if len(outputs) != bench.values.numel() // bench.values.shape[-1]:
+        raise _Unclear("outputs and rows do not stand at the same positions")
+    return outputs
+
+
+def _nudged(middle: Tensor, chosen: range, by: float) -> Tensor:
+    """One row moved at each position."""
+    moved = middle.clone().reshape(-1, middle.shape[-1])
+    for place, row in enumerate(chosen):
+        moved[place, row] += by
+    return moved.reshape(middle.shape)
+
+
+# ---------------------------------------------------------------- from rows to groups
+
+
+def _period(roles: list[str]) -> Probed:
+    """The groups in which the roles repeat.
+
+    >>> _period(["q", "q", "k", "v", "q", "q", "k", "v"])
+    Probed(roles=('q', 'k', 'v'), sizes=(4, 2, 2), groups=2)
+    """
+    rows = len(roles)
+    length = next(n for n in range(1, rows + 1) if rows % n == 0 and roles == roles[:n] * (rows // n))
+    runs = [(role, len(list(run))) for role, run in groupby(roles[:length])]
+    names, groups = tuple(role for role, _ in runs), rows // length
+    found = Probed(names, tuple(size * groups for _, size in runs), groups)
+    kinds = set(names)
+    if len(kinds) < len(names):
+        raise _Unclear(f"the rows follow no pattern of groups ({', '.join(names[:8])}, …)")
+    if kinds not in ({"q", "k", "v"}, {"k", "v"}, {"gate", "up"}):
+        raise _Unclear(f"its rows hold nothing but {', '.join(sorted(kinds))}")
+    if len(kinds) == 2 and len(set(found.sizes)) > 1:
+        raise _Unclear(f"{names[0]} and {names[1]} differ in size: {found.sizes}")
+    return found
+
+
+def _scaled(small: Probed, rows: int) -> Probed:
+    """The same pattern for a linear with larger heads."""
+    total = sum(small.sizes)
+    sizes = tuple(size * rows // total for size in small.sizes)
+    alternating = small.groups * len(small.roles) == total
+    groups = small.groups * rows // total if alternating else small.groups
+    if sum(sizes) != rows or any(size % groups for size in sizes):
+        raise _Unclear(f"the pattern of the small copy, {small}, does not fit {rows} rows")
+    return Probed(small.roles, sizes, groups)
