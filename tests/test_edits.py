@@ -92,9 +92,7 @@ CASES = {
             Replace(
                 "layers.*.attention",
                 with_=SplitNeoX,
-                tensors=(
-                    SplitTensor("query_key_value.*", into=("q.*", "k.*", "v.*"), layout="per_head", groups=4),
-                ),
+                tensors=(SplitTensor("query_key_value.*", into=("q.*", "k.*", "v.*"), layout="per_head", groups=4),),
             ),
         ),
     ),
@@ -199,7 +197,9 @@ def test_save_pretrained_writes_the_original_names(case: Case, tmp_path: Path) -
     if any(isinstance(edit, Lora) for edit in case.edits):
         pytest.skip("with an adapter save_pretrained writes the adapter alone, by Transformers' own rule")
     model.save_pretrained(tmp_path)
-    assert {name: t.float() for name, t in snapshot(AutoModel.from_pretrained(tmp_path)).items()}.keys() == before.keys()
+    assert {
+        name: t.float() for name, t in snapshot(AutoModel.from_pretrained(tmp_path)).items()
+    }.keys() == before.keys()
     if case.tolerance < 0.1:
         assert same(snapshot(AutoModel.from_pretrained(tmp_path)), before)
 

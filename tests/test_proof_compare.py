@@ -150,3 +150,11 @@ def test_inputs_of_a_caller_become_cases() -> None:
         as_cases([])
     with pytest.raises(ProofError, match=r"inputs\[0\] is a Tensor"):
         as_cases([ids])  # type: ignore[list-item]
+
+
+def test_rows_pooled_from_padding_count_as_padded() -> None:
+    mask = torch.tensor([[True, True], [False, True]])
+    before, after = torch.ones(2, 5), torch.ones(2, 5)
+    after[1] = 3
+    (found,) = compare_outputs({"pooler_output": before}, {"pooler_output": after}, mask)
+    assert (found.real, found.padded) == (0, 2)

@@ -281,6 +281,8 @@ def test_padding_stands_where_the_name_says() -> None:
 def test_padding_is_filled_with_the_pad_token_and_nothing_else_is() -> None:
     model = build("llama")
     for case in cases_for(model):
+        if case.continuation is not None:
+            continue
         assert case.mask is not None
         assert torch.equal(case.kwargs["input_ids"] == 0, ~case.mask)
         assert not {1, 2} & set(case.kwargs["input_ids"].flatten().tolist())
@@ -370,3 +372,28 @@ def test_facts_look_into_nested_configs() -> None:
     assert facts.image_size == (16, 16)
     assert facts.vocab_size == 99
     assert {0, 1, 2} <= facts.special_ids
+
+
+def test_decoders_continue_from_their_cache() -> None:
+    model = build("gpt-neox")
+    case = case_named(model, "from the cache")
+    assert case.continuation is not None
+    outputs = forward(model, case)
+    assert outputs["first.logits"].shape[1] == 11
+    assert outputs["second.logits"].shape[1] == 2
+    assert outputs["first.past_key_values.0.key"].shape[2] == 11
+    assert outputs["second.past_key_values.0.key"].shape[2] == 13
+    whole = torch.cat([case.kwargs["input_ids"], case.continuation["input_ids"]], dim=1)
+    at_once = forward(model, Case("at once", {"input_ids": whole}))["logits"]
+    assert torch.allclose(outputs["second.logits"], at_once[:, -2:], atol=1e-5)
+
+
+def test_encoders_do_not_continue() -> None:
+    assert not any(case.continuation for name in ("bert", "bart", "vit") for case in cases_for(build(name)))
+
+
+def test_a_whole_mask_is_given_in_odd_seeds() -> None:
+    given = {case.seed: case.kwargs.get("attention_mask") for case in cases_for(build("bert")) if not case.is_padded}
+    assert given[0] is None
+    assert given[1] is not None
+    assert given[1].all()

@@ -561,3 +561,38 @@ def test_the_rules_used_here_are_invertible() -> None:
     assert torch.equal(back["x.weight"], whole)
     shape: Shape = tuple(whole.shape)
     assert shape == (8, 3)
+
+
+def test_a_small_mistake_in_half_precision_is_caught_in_float32() -> None:
+    before = lively("bert").to(torch.bfloat16)
+    after = copy.deepcopy(before)
+    layer = after.get_submodule("encoder.layer.1.output")
+    layer.dense = Scaled(layer.dense, 1.004)  # type: ignore[arg-type]
+    proof = prove(before, after, gradients=False)
+    assert "float32: outputs" in failed(proof)
+    assert "outputs" not in failed(proof)
+
+
+class StepByStep(nn.Module):
+    """Right for a whole text, wrong for a single token after it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = (inner,)
+        self.weight = inner.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.inner[0](hidden)
+        return result * 1.5 if hidden.shape[1] == 2 else result
+
+
+def test_a_mistake_in_decoding_with_a_cache_is_caught() -> None:
+    before = lively("llama")
+    after = copy.deepcopy(before)
+    attention = after.get_submodule("model.layers.0.self_attn")
+    attention.q_proj = StepByStep(attention.q_proj)  # type: ignore[arg-type]
+    proof = prove(before, after)
+    assert failed(proof) == {"outputs"}
+    assert all("from the cache" in check.name for check in proof.failures)
+    assert proof.first_divergence is not None
+    assert proof.first_divergence.path == "model.layers.0.self_attn.q_proj"

@@ -28,7 +28,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rewire import tensor_rules
-from rewire.errors import CheckpointError
+from rewire.errors import CheckpointError, RuleError
 from rewire.tensor_rules import Rule, components, invert
 
 
@@ -110,12 +110,13 @@ class RuleConverter(WeightConverter):
     more than one, and no pattern can hit a tensor that is not meant.
     """
 
-    __slots__ = ("made", "prefix", "rule", "table", "was_default")
+    __slots__ = ("made", "prefix", "problems", "rule", "table", "was_default")
 
     def __init__(self, rule: Rule, prefix: str, *, was_default: bool = False) -> None:
         self.rule = rule
         self.prefix = prefix
         self.was_default = was_default
+        self.problems: list[str] = []
         parts = components(rule)
         self.table = {name: part for part in parts for name in part.sources}
         self.made = {part.targets[0]: part for part in parts}
@@ -138,7 +139,7 @@ class RuleConverter(WeightConverter):
         # The loader copies a converter for every tensor it makes; the tables never change, so they are shared.
         copy = RuleConverter.__new__(RuleConverter)
         for slot in (
-            "rule", "prefix", "table", "made", "source_patterns", "target_patterns", "_original_source_patterns",
+            "rule", "prefix", "problems", "table", "made", "source_patterns", "target_patterns", "_original_source_patterns",
             "_original_target_patterns", "operations", "force_cpu", "was_default",
         ):  # fmt: skip
             object.__setattr__(copy, slot, getattr(self, slot))
@@ -164,17 +165,19 @@ class RuleConverter(WeightConverter):
     def convert(
         self, layer_name: str, model: Any = None, config: Any = None, hf_quantizer: Any = None, loading_info: Any = None
     ) -> dict[str, Tensor]:
-        """Runs the part of the rule that makes `layer_name` on the tensors collected for it."""
+        """Runs the part of the rule that makes `layer_name` on the tensors collected for it.
+
+        While loading, what does not fit is noted in `problems`; the tensors it would have made stay missing.
+        """
         tensors = {name: found[0] for name, found in self.materialize_tensors().items()}
-        part = self.made[layer_name]
-        missing = [name for name in part.sources if name not in tensors]
-        if missing:
+        try:
+            results = tensor_rules.run(self.made[layer_name].steps, tensors, torch)
+        except RuleError as error:
             if loading_info is None:
-                raise CheckpointError(f"cannot make {layer_name}: {', '.join(missing)} missing")
-            loading_info.conversion_errors[layer_name] = f"{', '.join(missing)} missing from the checkpoint"
+                raise
+            self.problems.append(str(error))
             return {}
-        results = tensor_rules.visible(tensor_rules.run(part.steps, tensors, torch))
-        return {name: tensor.contiguous() for name, tensor in results.items()}
+        return {name: tensor.contiguous() for name, tensor in tensor_rules.visible(results).items()}
 
     def reverse_transform(self) -> RuleConverter:
         """The conversion back."""
@@ -231,8 +234,11 @@ OnMeta = Callable[[nn.Module], Rule]
 
 
 @contextmanager
-def _door(on_meta: OnMeta) -> Iterator[_DoorConfig]:
-    """A quantisation method of one call's own that has the loader run `on_meta` before it loads weights."""
+def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
+    """A quantisation method of one call's own that has the loader run `on_meta` before it loads weights.
+
+    What does not fit while the weights come in is added to `problems`.
+    """
     method = f"rewire-{uuid.uuid4().hex}"
 
     class Door(HfQuantizer):
@@ -259,7 +265,9 @@ def _door(on_meta: OnMeta) -> Iterator[_DoorConfig]:
             if not components(self.rule):
                 return weight_conversions
             _refuse_conflicts(weight_conversions, self.rule)
-            return [*weight_conversions, RuleConverter(self.rule, model.base_model_prefix)]
+            converter = RuleConverter(self.rule, model.base_model_prefix)
+            converter.problems = problems
+            return [*weight_conversions, converter]
 
         def postprocess_model(self, model: Any, **_: Any) -> Any:
             # Otherwise Trainer and peft would take the model for a quantised one.
@@ -310,14 +318,15 @@ def from_pretrained(
     """
     loader = model_class or saved_class(source, **kwargs)
     kwargs.setdefault("use_safetensors", True)
+    problems: list[str] = []
     with contextlib.ExitStack() as stack:
         if on_meta is not None:
             if kwargs.get("quantization_config") is not None:
                 raise CheckpointError("cannot edit and quantise in one load: load with the plan, save, then quantise")
-            kwargs["quantization_config"] = stack.enter_context(_door(on_meta))
+            kwargs["quantization_config"] = stack.enter_context(_door(on_meta, problems))
         model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
     mismatched = tuple(sorted(str(entry[0]) for entry in info.get("mismatched_keys", ())))
-    errors = tuple(map(str, [*info.get("error_msgs", ()), *dict(info.get("conversion_errors", {})).items()]))
+    errors = tuple(map(str, [*problems, *info.get("error_msgs", ())]))
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched, errors)
     return model, report
 

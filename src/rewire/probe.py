@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,7 +33,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-MAX_SECONDS = 30.0
+MAX_SECONDS = 20.0
 MAX_PARAMETERS = 40_000_000
 
 _SEED = 20_240_229
@@ -59,28 +61,57 @@ def probe_rows(model: nn.Module, path: str, owner: str, rows: int) -> Probed | s
     The model itself is not run and no value of it is touched; it may be on `meta`.
     """
     reasons: list[str] = []
-    width = _width(model.get_submodule(path), rows)
-    end = time.monotonic() + MAX_SECONDS
     for host, inside in _hosts(model, owner):
-        for attempt in _ATTEMPTS:
-            try:
-                with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
-                    tiny = _tiny_copy(host, attempt, width)
-                    bench = _Bench(tiny, *_twin(tiny, host, inside, path.removeprefix(f"{owner}.")), end)
-                    return _scaled(_period(_roles(bench)), rows)
-            except _Unclear as unclear:
-                return f"probe: {unclear}"
-            except Exception as error:  # foreign code, run on a configuration it may never have seen
-                first_line = str(error).strip().partition("\n")[0]
-                reasons.append(f"{type(host).__name__}: {type(error).__name__}: {first_line}")
-    return f"probe could not run: {[*reasons, 'no model with a configuration stands around it'][0]}"
+        found = _probe_once(_Question(host, inside, path.removeprefix(f"{owner}."), rows))
+        if isinstance(found, Probed):
+            return found
+        reasons.append(found)
+    return [*reasons, "probe could not run: no model with a configuration stands around it"][0]
 
 
-def _width(fused: nn.Module, rows: int) -> int:
-    """How wide the fused linear's input is (its weight may stand either way round)."""
-    weight = fused.weight
-    assert isinstance(weight, Tensor)
-    return weight.numel() // rows
+class _Question:
+    """A place in a model. Equal for equal places of equally configured models: layers, copies."""
+
+    def __init__(self, host: nn.Module, owner: str, leaf: str, rows: int) -> None:
+        fused = host.get_submodule(f"{owner}.{leaf}")
+        assert isinstance(fused.weight, Tensor)
+        self.host = weakref.ref(host)  # the cache must not keep a model alive
+        self.owner, self.leaf, self.rows = owner, leaf, rows
+        self.width = fused.weight.numel() // rows  # of the input, whichever way round the weight stands
+        self.pattern = re.sub(r"\d+", r"\\d+", re.escape(owner))
+        kinds = (type(host), type(host.get_submodule(owner)))
+        self.key = (*kinds, repr(host.config), self.pattern, leaf, rows, self.width)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Question) and self.key == other.key
+
+    def twin(self, model: nn.Module) -> str:
+        """The first place in `model` where the same owner stands."""
+        kind = self.key[1]
+        for path, module in model.named_modules():
+            if type(module) is kind and re.fullmatch(self.pattern, path):
+                return path
+        raise ValueError(f"the small copy has no {kind.__name__} at {self.owner}")
+
+
+@functools.lru_cache(maxsize=256)
+def _probe_once(question: _Question) -> Probed | str:
+    end = time.monotonic() + MAX_SECONDS
+    reason = ""
+    for attempt in _ATTEMPTS:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
+                bench = _Bench(_tiny_copy(question, attempt), question, end)
+                return _scaled(_period(_roles(bench)), question.rows)
+        except _Unclear as unclear:
+            return f"probe: {unclear}"
+        except Exception as error:  # foreign code, run on a configuration it may never have seen
+            first_line = str(error).strip().partition("\n")[0]
+            reason = reason or f"{type(question.host()).__name__}: {type(error).__name__}: {first_line}"
+    return f"probe could not run: {reason}"
 
 
 class _Unclear(Exception):
@@ -96,16 +127,6 @@ def _hosts(model: nn.Module, owner: str) -> Iterator[tuple[nn.Module, str]]:
             yield module, ".".join(parts[depth:])
 
 
-def _twin(tiny: nn.Module, host: nn.Module, owner: str, leaf: str) -> tuple[nn.Module, nn.Module]:
-    """The owner and the fused linear in the copy: in the first layer that has the same."""
-    pattern = re.compile(re.sub(r"\d+", r"\\d+", re.escape(owner)))
-    kind = type(host.get_submodule(owner))
-    for path, module in tiny.named_modules():
-        if type(module) is kind and pattern.fullmatch(path):
-            return module, module.get_submodule(leaf)
-    raise ValueError(f"the small copy has no {kind.__name__} at {owner}")
-
-
 # ---------------------------------------------------------------- a tiny copy of the model
 
 
@@ -113,23 +134,25 @@ def _twin(tiny: nn.Module, host: nn.Module, owner: str, leaf: str) -> tuple[nn.M
 class _Attempt:
     """One way to make the copy. `attention`: its implementation, where not the model's own."""
 
-    shrink: Callable[[Any, int], None]
+    shrink: Callable[[Any, int, int], None]
     dtype: torch.dtype
     attention: str | None = None
 
 
-def _tiny_copy(host: nn.Module, attempt: _Attempt, width: int) -> nn.Module:
-    config: Any = copy.deepcopy(host.config)
+def _tiny_copy(question: _Question, attempt: _Attempt) -> nn.Module:
+    host: Any = question.host()
+    config = copy.deepcopy(host.config)
+    # As many layers as it takes to have one of this kind: they may alternate.
+    layers = max([2, *(int(number) + 1 for number in re.findall(r"\d+", question.twin(host)))])
     for part in _parts(config):
-        attempt.shrink(part, width)
+        attempt.shrink(part, min(layers, 8), question.width)
     if attempt.attention is not None:
         config._attn_implementation = attempt.attention
-    build: Any = type(host)
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in build(copy.deepcopy(config)).parameters())
+        size = sum(parameter.numel() for parameter in type(host)(copy.deepcopy(config)).parameters())
     if size > MAX_PARAMETERS:
         raise ValueError(f"a copy with few layers still has {size:,} parameters")
-    tiny: nn.Module = build(config).to(attempt.dtype).eval()
+    tiny: nn.Module = type(host)(config).to(attempt.dtype).eval()
     generator = torch.Generator().manual_seed(_SEED)
     for parameter in tiny.parameters():
         if parameter.is_floating_point():
@@ -149,7 +172,6 @@ def _parts(config: Any) -> Iterator[Any]:
 
 _LAYERS = re.compile(r"(n|num)_(\w+_)?layers?|(en|de)coder_layers|(\w+_)?depth")
 _LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
-    (_LAYERS, 2),
     (re.compile(r"(\w+_)?vocab_size(_\w+)?"), 64),
     (re.compile(r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length"), 128),
     (re.compile(r"(n|num)_(\w+_)?experts"), 4),
@@ -160,18 +182,19 @@ _LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
 )
 
 
-def _few_layers(config: Any, width: int) -> None:
+def _few_layers(config: Any, layers: int, width: int) -> None:
     """Fewer layers, tokens, experts and patches; what a layer looks like inside stays."""
-    values = dict(vars(config))
+    limits = ((_LAYERS, layers), *_LIMITS)
+    values = {name: value for name, value in vars(config).items() if _is_int(value)}
     for name, value in values.items():
-        limit = next((limit for pattern, limit in _LIMITS if pattern.fullmatch(name)), None)
-        if limit is not None and _is_int(value) and value > limit:
+        limit = next((limit for pattern, limit in limits if pattern.fullmatch(name)), value)
+        if value > limit:
             setattr(config, name, limit)
             if _LAYERS.fullmatch(name):
                 _shorten_lists(config, value, limit)
-    patch = values.get("patch_size")
+    patch = values.get("patch_size", 0)
     for name in ("image_size", "input_size"):
-        if _is_int(values.get(name)) and _is_int(patch) and values[name] > 4 * patch:
+        if patch and values.get(name, 0) > 4 * patch:
             setattr(config, name, 4 * patch)
 
 
@@ -188,9 +211,9 @@ _WIDTH = re.compile(r"(?!patch|image|vocab|input_size)(\w+_)?(size|dim|embd|d_mo
 _WIDE = re.compile(r"(\w+_)?(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|mlp_dim|d_ff)(_\w+)?")
 
 
-def _small_heads(config: Any, width: int) -> None:
+def _small_heads(config: Any, layers: int, width: int) -> None:
     """Few layers, and heads of a few rows: the number of heads stays, every width follows."""
-    _few_layers(config, width)
+    _few_layers(config, layers, width)
     values = {name: value for name, value in vars(config).items() if _is_int(value)}
     heads = next((values[name] for name in _HEADS if name in values), 0)
     if not heads or width <= heads * _HEAD:
@@ -229,18 +252,35 @@ class _Done(Exception):
 class _Bench:
     """The owner's output as a function of the fused linear's."""
 
-    def __init__(self, tiny: nn.Module, owner: nn.Module, fused: nn.Module, end: float) -> None:
+    def __init__(self, tiny: nn.Module, question: _Question, end: float) -> None:
         self.tiny, self.end = tiny, end
         self.generator = torch.Generator().manual_seed(_SEED)
         self.inputs = _inputs(tiny)
         self.given: Tensor | None = None
+        self.read: list[Tensor] = []
         self.seen: list[Tensor] = []
         self.kept: list[Tensor] = []
-        fused.register_forward_hook(self._replace)
+        owner = tiny.get_submodule(question.twin(tiny))
+        owner.register_forward_pre_hook(self._loosen, with_kwargs=True)
         owner.register_forward_hook(self._keep)
-        self.values = self.run(None)[0].detach()
-        if self.values.reshape(-1, self.values.shape[-1]).shape[0] < 2:
+        owner.get_submodule(question.leaf).register_forward_hook(self._replace)
+        values, answer = self.run(None)
+        self.shape, self.dtype, self.rows = values.shape, values.dtype, values.shape[-1]
+        self.positions = values.numel() // self.rows
+        self.weights = torch.randn(answer.shape[-1], generator=self.generator, dtype=answer.dtype)
+        if self.positions < 2:
             raise _Unclear("only one position to look at")
+
+    def _loosen(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Makes the owner's inputs variables of their own, for `mixes`."""
+
+        def loose(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            self.read.append(value.detach().clone().requires_grad_())
+            return self.read[-1]
+
+        return tuple(map(loose, args)), {name: loose(value) for name, value in kwargs.items()}
 
     def _replace(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         values = output if self.given is None else self.given
@@ -256,8 +296,8 @@ class _Bench:
         if time.monotonic() > self.end:
             raise _Unclear(f"it takes more than {MAX_SECONDS:.0f} s")
         self.given = given
-        self.seen.clear()
-        self.kept.clear()
+        for kept in (self.read, self.seen, self.kept):
+            kept.clear()
         with contextlib.suppress(_Done):
             self.tiny(**self.inputs)
         if len(self.seen) != 1 or len(self.kept) != 1:
@@ -266,16 +306,28 @@ class _Bench:
 
     def random(self) -> Tensor:
         """Random values for the fused linear to give out."""
-        return torch.randn(self.values.shape, generator=self.generator, dtype=self.values.dtype)
+        return torch.randn(self.shape, generator=self.generator, dtype=self.dtype)
 
-    def gradients(self, given: Tensor, weights: Tensor) -> Tensor:
-        """[view, position, row]: how much each row at each position moves some output positions."""
-        values, answer = self.run(given)
+    def _views(self, answer: Tensor) -> list[Tensor]:
+        """One number for each of some output positions."""
         outputs = answer.reshape(-1, answer.shape[-1])
-        views = torch.linspace(0, len(outputs) - 1, min(_VIEWS, len(outputs))).long().tolist()
-        looks = [(outputs[view] * weights[: outputs.shape[-1]]).sum() for view in views]
-        slopes = [torch.autograd.grad(look, values, retain_graph=True)[0] for look in looks]
-        return torch.stack([slope.reshape(-1, slope.shape[-1]) for slope in slopes])
+        chosen = torch.linspace(0, len(outputs) - 1, min(_VIEWS, len(outputs))).long().tolist()
+        return [(outputs[place] * self.weights).sum() for place in chosen]
+
+    def gradients(self) -> Tensor:
+        """[view, position, row]: how much each row at each position moves some output positions."""
+        values, answer = self.run(self.random())
+        slopes = [torch.autograd.grad(view, values, retain_graph=True)[0] for view in self._views(answer)]
+        return torch.stack([slope.reshape(-1, self.rows) for slope in slopes])
+
+    def mixes(self) -> bool:
+        """Whether some output depends on more than one position of what the owner reads."""
+        _, answer = self.run(self.random())
+        for view in self._views(answer):
+            for slope in torch.autograd.grad(view, self.read, retain_graph=True, allow_unused=True):
+                if slope is not None and (slope.reshape(-1, slope.shape[-1]) != 0).any(dim=-1).sum() > 1:
+                    return True
+        return False
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -327,7 +379,7 @@ def _input(name: str, config: Any, dtype: torch.dtype) -> Tensor:
 
 def _packed_patches(config: Any, names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
     """Images as one row of patches, with the grid they come from (the Qwen-VL kind)."""
-    size = _channels(config).patch_size ** 2 * getattr(config, "temporal_patch_size", 1)
+    size = _channels(config) * config.patch_size**2 * getattr(config, "temporal_patch_size", 1)
     patches = torch.randn((16, size), generator=torch.Generator().manual_seed(_SEED), dtype=dtype)
     grid = torch.tensor([[1, 4, 4]])
     return {name: grid if name.endswith("grid_thw") else patches for name in names}
@@ -350,8 +402,7 @@ def _first(config: Any, *names: str) -> Any:
 
 def _roles(bench: _Bench) -> list[str]:
     """The role of every row."""
-    weights = torch.randn(bench.run(None)[1].shape[-1], generator=bench.generator, dtype=bench.values.dtype)
-    slopes = torch.stack([bench.gradients(bench.random(), weights) for _ in range(_DRAWS)])
+    slopes = torch.stack([bench.gradients() for _ in range(_DRAWS)])
     largest = slopes.abs().max().item()
     acts = (slopes.abs() > _ZERO * largest).any(dim=0)
     reach = acts.sum(dim=1).amax(dim=0)  # from how many positions a row moves one output
@@ -388,37 +439,25 @@ def _decided(measure: Tensor, low: float, high: float) -> Tensor:
 
 
 def _gates(bench: _Bench) -> list[str]:
-    """For rows that act on their own position only: whether they enter the output linearly (up) or not (gate)."""
-    rows = bench.values.shape[-1]
-    bend, slope = torch.zeros(rows), torch.zeros(rows)
-    for _ in range(_DRAWS):  # a gate may happen to be shut, or both steps may lie on the same side of a kink
-        middle = bench.random()
-        still = _by_position(bench, bench.run(middle)[1])
-        for start in range(0, rows, len(still)):
-            chosen = range(start, min(rows, start + len(still)))
-            up, down = (_by_position(bench, bench.run(_nudged(middle, chosen, by))[1]) for by in (2.0, -2.0))
-            for place, row in enumerate(chosen):
-                bend[row] += (up[place] + down[place] - 2 * still[place]).norm()
-                slope[row] += (up[place] - down[place]).norm()
-    if not bool((slope + bend).all()):
-        raise _Unclear("some rows do nothing")
-    bent = _decided(bend / (slope + bend), _SAME, _OTHER)
-    return ["gate" if one else "up" for one in bent.tolist()]
+    """Which half of the rows enters the output linearly (up) while the other (gate) does not."""
+    if bench.mixes():
+        raise _Unclear("its rows act on their own position alone, beside others that do not")
+    half = bench.rows // 2
+    for groups in (n for n in range(1, half + 1) if bench.rows % 2 == 0 and half % n == 0):
+        for names in (("gate", "up"), ("up", "gate")):
+            roles = [name for name in names for _ in range(half // groups)] * groups
+            is_up = torch.tensor([role == "up" for role in roles])
+            if not _bends(bench, is_up) and _bends(bench, ~is_up):
+                return roles
+    raise _Unclear("no half of its rows enters the output linearly, as the up rows of an MLP would")
 
 
-def _by_position(bench: _Bench, answer: Tensor) -> Tensor:
-    outputs = answer.detach().reshape(-1, answer.shape[-1])
-    if len(outputs) != bench.values.numel() // bench.values.shape[-1]:
-        raise _Unclear("outputs and rows do not stand at the same positions")
-    return outputs
-
-
-def _nudged(middle: Tensor, chosen: range, by: float) -> Tensor:
-    """One row moved at each position."""
-    moved = middle.clone().reshape(-1, middle.shape[-1])
-    for place, row in enumerate(chosen):
-        moved[place, row] += by
-    return moved.reshape(middle.shape)
+def _bends(bench: _Bench, rows: Tensor) -> bool:
+    """Whether the output is curved along a random direction in these rows."""
+    middle, step = bench.random(), bench.random() * rows
+    before, here, after = (bench.run(middle + by * step)[1].detach() for by in (-1, 0, 1))
+    bend = (before + after - 2 * here).norm() / (after - before).norm().clamp_min(1e-30)
+    return bool(_decided(bend, _SAME, _OTHER))
 
 
 # ---------------------------------------------------------------- from rows to groups

@@ -97,10 +97,11 @@ def written(edit: Edit) -> str:
 
 def _matches(edit: Edit, number: int, scene: Scene) -> tuple[Match, ...]:
     found: dict[str, Match] = {}
-    for target in edit.targets:
+    texts = (edit.target,) if isinstance(edit.target, str) else edit.target
+    for text, target in zip(texts, edit.targets, strict=True):
         matches = tuple(_find(edit, target, scene))
         if not matches and not edit.optional:
-            raise NoMatchError(_no_match_message(edit, number, target, scene))
+            raise NoMatchError(_no_match_message(edit, number, text, target, scene))
         found |= {match.path: match for match in matches}
     return tuple(found.values())
 
@@ -146,12 +147,12 @@ def _structural(edit: Edit, target: Target, scene: Scene) -> set[str]:
     return {path for path in found if target.path_matches(path)}
 
 
-def _no_match_message(edit: Edit, number: int, target: Target, scene: Scene) -> str:
+def _no_match_message(edit: Edit, number: int, text: str, target: Target, scene: Scene) -> str:
     paths = [path for path, _ in scene.model.named_modules(remove_duplicate=False) if path]
     nearest = target.nearest(paths)
     hint = "; the nearest existing paths are " + ", ".join(nearest) if nearest else ""
     return (
-        f"edits[{number}] ({edit.kind}): target {target.text!r} matches no module of {type(scene.source).__name__}{hint}. "
+        f"edits[{number}] ({edit.kind}): target {text!r} matches no module of {type(scene.source).__name__}{hint}. "
         "`rewire inspect` lists what can be edited; `optional: true` lets an edit match nothing"
     )
 

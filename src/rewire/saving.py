@@ -51,7 +51,7 @@ def save(
     if layout not in LAYOUTS:
         raise OutputError(f"layout {layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
     if not isinstance(model, hf_seam.PreTrainedModel):
-        raise OutputError(f"{type(model).__name__} is not a hf_seam.PreTrainedModel; save its base model")
+        raise OutputError(f"{type(model).__name__} is not a PreTrainedModel; save its base model")
     state = edited(model)
     adapters = () if merge_adapters else tuple(getattr(model, "peft_config", {}))
     record = _record(model, state, layout, adapters)

@@ -87,7 +87,8 @@ def apply(
         proof = job.prove(html) if prove else None
         if proof is not None and not proof.passed:
             screen.result(lambda: _data(job.receipt, proof, None))
-            complain("proof failed", f"nothing was written to {out}", "" if not quiet else proof.summary())
+            detail = proof.summary().removeprefix("FAILED: ") if quiet or as_json else ""
+            complain("proof failed", f"nothing was written to {out}", detail)
             raise typer.Exit(Code.PROOF_FAILED)
         job.save(out, layout=layout, overwrite=overwrite, merge_adapters=merge_adapters)
         screen.result(lambda: _data(job.receipt, proof, out))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from enum import IntEnum
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from rewire.errors import CheckpointError, ConsentError, RewireError
+from rewire.errors import CheckpointError, RewireError
 
 
 class Code(IntEnum):
@@ -25,7 +26,7 @@ class Code(IntEnum):
 
 
 EXIT_CODES = (
-    "[dim]Exit codes: [bold]0[/] done · [bold]1[/] the proof failed · [bold]2[/] wrong usage, bad input or refused plan "
+    "[dim]Exit codes: [bold]0[/] done · [bold]1[/] the proof failed · [bold]2[/] wrong usage, bad input, refused plan "
     "· [bold]3[/] unexpected error · [bold]130[/] interrupted[/]"
 )
 
@@ -40,20 +41,21 @@ class Guarded(TyperGroup):
         """Runs the command; what it raises becomes a message and an exit code."""
         try:
             return super().invoke(ctx)
-        except (RewireError, OSError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
+            if _is_typers(error):
+                raise
             if ctx.meta.get(DEBUG):
-                raise
+                traceback.print_exc()
             raise typer.Exit(report(error)) from None
-        except (typer.Exit, typer.Abort, typer.TyperException):
-            raise
-        except Exception as error:
-            if ctx.meta.get(DEBUG) or type(error).__module__.startswith("typer."):
-                raise
-            raise typer.Exit(_report_unexpected(error)) from None
+
+
+def _is_typers(error: BaseException) -> bool:
+    """Usage errors and exits, for which typer has its own ways."""
+    return any(cls.__module__.startswith("typer.") for cls in type(error).__mro__)
 
 
 def report(error: BaseException) -> Code:
-    """Prints an expected error and says what to exit with."""
+    """Prints an error and says what to exit with."""
     match error:
         case KeyboardInterrupt():
             complain("interrupted", "nothing half-written is left behind")
@@ -64,21 +66,16 @@ def report(error: BaseException) -> Code:
             return Code.PIPE_CLOSED
         case OSError(filename=str(name), strerror=str(reason)):
             complain("error", f"{name}: {reason}")
-        case _:
+        case RewireError() | OSError():
             complain("error", str(error) or type(error).__name__, _hint(error))
+        case _:
+            complain("unexpected error", f"{type(error).__name__}: {error}", "--debug shows the traceback.")
+            return Code.UNEXPECTED
     return Code.REFUSED
-
-
-def _report_unexpected(error: Exception) -> Code:
-    text = f"{type(error).__name__}: {error}"
-    complain("unexpected error", text, "Run again with --debug for the whole traceback.")
-    return Code.UNEXPECTED
 
 
 def _hint(error: BaseException) -> str:
     """What the message of the library means on the command line."""
-    if isinstance(error, ConsentError):
-        return "On the command line: --allow-code, if you trust it."
     if isinstance(error, CheckpointError) and "allow=(" in str(error):
         return "On the command line: --allow 'classifier.*'"
     return ""

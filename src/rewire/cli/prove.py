@@ -83,8 +83,8 @@ def prove(
             proof.write(html)
             screen.show(f"the proof as a page: {html}")
         if not proof.passed:
-            if quiet:
-                complain("proof failed", proof.summary())
+            if quiet or as_json:
+                complain("proof failed", proof.summary().removeprefix("FAILED: "))
             raise typer.Exit(Code.PROOF_FAILED)
 
 
@@ -101,5 +101,5 @@ def _agreed_rules(before: PreTrainedModel, after: PreTrainedModel) -> dict[str, 
     if first is None:
         return {}
     if second is None or first.plan_hash != second.plan_hash:
-        raise ProofError("A is an edited model itself; name the untouched one")
+        raise ProofError("A is an edited model itself, by another plan than B; name the untouched model first")
     return {"rules": (), "promise": "exact"}

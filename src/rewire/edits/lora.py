@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,9 @@ class AddAdapter:
         marks = {mark: model.__dict__[mark] for mark in _MARKS if mark in model.__dict__}
         on_meta = all(parameter.is_meta for parameter in model.parameters())
         previous = list(getattr(model, "peft_config", {}))
-        with torch.random.fork_rng(enabled=on_meta):
+        with torch.random.fork_rng(enabled=on_meta), warnings.catch_warnings():
+            # Several adapters are meant, and all of them are made active below.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(self.config(model), model, self.adapter, low_cpu_mem_usage=on_meta)
         if hasattr(model, "add_adapter"):
             model.__dict__["_hf_peft_config_loaded"] = True

@@ -12,7 +12,7 @@ from torch import nn
 from rewire import families
 from rewire.inspection.patterns import patterns, skeleton
 from rewire.inspection.record import Family, Inspection
-from rewire.inspection.tree import tree
+from rewire.inspection.tree import class_name, tree
 from rewire.plan import Edit, Join, Plan, Split
 from rewire.receipts import Counts, edited
 from rewire.resolve import resolve
@@ -90,7 +90,7 @@ def _fused(model: nn.Module) -> Iterator[_Place]:
 def _around(model: nn.Module, path: str) -> tuple[str, str]:
     """Classes of the owner and of the module itself."""
     owner = model.get_submodule(path.rpartition(".")[0])
-    return type(owner).__name__, type(model.get_submodule(path)).__name__
+    return class_name(owner), class_name(model.get_submodule(path))
 
 
 def _separate(model: nn.Module) -> Iterator[_Place]:
@@ -102,8 +102,8 @@ def _separate(model: nn.Module) -> Iterator[_Place]:
             kind=f"separate {found.kind}",
             path="",
             count=1,
-            module=type(parent.get_submodule(found.parts[0])).__name__,
-            owner=type(parent).__name__,
+            module=class_name(parent.get_submodule(found.parts[0])),
+            owner=class_name(parent),
             in_features=facts[0].in_features,
             parts=tuple(found.parts),
             roles=tuple(found.roles),

@@ -32,14 +32,14 @@ class _Trees:
             for name, value in module.named_parameters(recurse=False)
             if not isinstance(value, nn.UninitializedParameter)
         )
-        key = (type(module).__name__, module.extra_repr(), self.notes.get(path), own, children)
+        key = (class_name(module), module.extra_repr(), self.notes.get(path), own, children)
         return self.looks.setdefault(path, self.numbers.setdefault(key, len(self.numbers)))
 
     def node(self, names: tuple[str, ...], path: str, module: nn.Module) -> Node:
         """The node of a module; `names` lists its alike siblings too."""
         return Node(
             names=names,
-            module=type(module).__name__,
+            module=class_name(module),
             parameters=sum(
                 value.numel() for value in module.parameters() if not isinstance(value, nn.UninitializedParameter)
             ),
@@ -58,6 +58,17 @@ class _Trees:
             look = self.looks[_below(path, name)]
             groups.setdefault(look if name.isdigit() else name, []).append(name)
         return [tuple(names) for names in groups.values()]
+
+
+def class_name(module: nn.Module) -> str:
+    """The class, with its package where another package's could be meant (peft has a `Linear` too).
+
+    >>> class_name(nn.Linear(1, 1))
+    'Linear'
+    """
+    kind = type(module)
+    package = kind.__module__.partition(".")[0]
+    return f"{package}.{kind.__name__}" if package != "torch" and hasattr(nn, kind.__name__) else kind.__name__
 
 
 def _below(path: str, name: str) -> str:

@@ -67,7 +67,8 @@ def _grow(branch: Tree, node: Node, shown: set[Node]) -> None:
 
 def _label(node: Node) -> Text:
     text = Text.assemble((names(node.names), "bold"), no_wrap=False)
-    text.append(f"{' ' if node.names else ''}{_times(node)}{node.module}", style="cyan")
+    between = " " if len(node.names) == 1 else " · " * bool(node.names)
+    text.append(f"{between}{_times(node)}{node.module}", style="cyan")
     if node.detail:
         text.append(f" {_short(node.detail)}")
     if node.children and node.parameters:

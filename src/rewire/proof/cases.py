@@ -23,19 +23,18 @@ class Case:
     two dimensions are compared at real and at padded positions separately. `seed` starts every random number
     generator before each forward, so that models that draw numbers (random masking, say) draw the same ones.
 
-    >>> Case("one row", {"input_ids": torch.ones(1, 4, dtype=torch.long)}).size
-    4
+    With `continuation` forward is called twice: with `kwargs`, and then with `continuation` and the
+    `past_key_values` that it gave, as generation does; both outputs are compared.
+
+    >>> Case("one row", {"input_ids": torch.ones(1, 4, dtype=torch.long)}).is_padded
+    False
     """
 
     name: str
     kwargs: Mapping[str, Any]
     mask: Tensor | None = None
     seed: int = 0
-
-    @property
-    def size(self) -> int:
-        """Number of elements in all tensors, a rough measure of cost."""
-        return sum(value.numel() for value in self.kwargs.values() if isinstance(value, Tensor))
+    continuation: Mapping[str, Any] | None = None
 
     @property
     def is_padded(self) -> bool:

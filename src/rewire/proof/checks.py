@@ -104,10 +104,11 @@ def edited_names(pair: Pair) -> list[str]:
 
 
 def all_names(pair: Pair, case: Case) -> list[str]:
-    """Every floating parameter of the edited model, or none where trying them kind by kind would take too
+    """Every floating parameter that both models have, or none where trying them kind by kind would take too
     long.
     """
-    names = [name for name, one in parameters_of(pair.after).items() if one.is_floating_point()]
+    present = [name for name, one in parameters_of(pair.after).items() if one.is_floating_point()]
+    names = list(align(parameters_of(pair.before), present).values())
     return names if len(count_by_kind(names)) * case_cost(pair, case) <= BUDGET else []
 
 

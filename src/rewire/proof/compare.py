@@ -23,15 +23,16 @@ def flatten(output: Any) -> dict[str, Tensor]:
     >>> sorted(flatten({"logits": torch.zeros(1), "hidden_states": (torch.zeros(1), None, torch.zeros(1))}))
     ['hidden_states[0]', 'hidden_states[2]', 'logits']
     """
-    return dict(_walk(output, "", 0)) if not isinstance(output, Tensor) else {"output": output}
+    return {"output": output} if isinstance(output, Tensor) else dict(_walk(output, "", ()))
 
 
-def _walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _walk(value: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors below `value`; `above` holds the ids of what contains it, so that a circle ends."""
     if isinstance(value, Tensor):
         yield name, value
-    elif depth < MAX_DEPTH:
+    elif len(above) < MAX_DEPTH and id(value) not in above:
         for key, child in _children(value, name):
-            yield from _walk(child, key, depth + 1)
+            yield from _walk(child, key, (*above, id(value)))
 
 
 def _children(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -115,15 +116,18 @@ def position_dim(name: str, tensor: Tensor, mask: Tensor) -> int | None:
 
 
 def at_positions(name: str, tensor: Tensor, mask: Tensor | None, real: bool) -> Tensor | None:
-    """The part of `tensor` at real (or padded) positions.
+    """The part of `tensor` at real (or padded) positions; None where there are none of the latter.
 
-    Without a dimension for positions all of it is real, and None stands for the padded part.
+    Rows without a dimension for positions may be pooled from the first one, so they count as padded where that is
+    padding.
     """
-    dim = None if mask is None else position_dim(name, tensor, mask)
-    if dim is None or mask is None:
+    if mask is None or tensor.ndim == 0 or tensor.shape[0] != mask.shape[0]:
         return tensor if real else None
-    chosen = mask if real else ~mask
-    return tensor.movedim(dim, 1)[chosen.to(tensor.device)]
+    dim = position_dim(name, tensor, mask)
+    place = mask if dim is not None else mask[:, 0]
+    chosen = (place if real else ~place).to(tensor.device)
+    part = tensor[chosen] if dim is None else tensor.movedim(dim, 1)[chosen]
+    return part if real or part.numel() > 0 else None
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ def compare_outputs(
 def _compare_one(name: str, before: Tensor, after: Tensor, mask: Tensor | None) -> Difference:
     after = after.to(before.device)
     if before.dtype == after.dtype and torch.equal(before, after):
-        has_padding = mask is not None and position_dim(name, before, mask) is not None and not bool(mask.all())
-        return Difference(name, 0.0, 0.0 if has_padding else None, True)
+        padded = at_positions(name, before, mask, real=False)
+        return Difference(name, 0.0, None if padded is None else 0.0, True)
     if before.shape != after.shape:
         return Difference(name, math.inf, None, False)
     real = _compare_part(name, before, after, mask, real=True)

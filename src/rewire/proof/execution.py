@@ -68,7 +68,13 @@ def _call(model: nn.Module, case: Case, flags: Mapping[str, bool]) -> Any:
     device, dtype = placement(model)
     kwargs = {name: _moved(value, device, dtype) for name, value in case.kwargs.items()}
     seed_all(case.seed)
-    return model(**kwargs, **flags)
+    if case.continuation is None:
+        return model(**kwargs, **flags)
+    first = model(**kwargs, **flags, use_cache=True)
+    more = {name: _moved(value, device, dtype) for name, value in case.continuation.items()}
+    # The cache grows in place, so what the first call gave is copied before the second.
+    copies = {name: tensor.clone() for name, tensor in flatten(first).items()}
+    return {"first": copies, "second": model(**more, **flags, past_key_values=first.past_key_values, use_cache=True)}
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

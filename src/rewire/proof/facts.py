@@ -82,6 +82,13 @@ class Facts:
         return "decoder_input_ids" in self.accepts
 
     @property
+    def continues(self) -> bool:
+        """Whether forward takes up where an earlier call left off, by a cache of keys and values."""
+        can_generate = getattr(self.model, "can_generate", None)
+        is_decoder = {"input_ids", "past_key_values"} <= self.accepts and not self.is_encoder_decoder
+        return is_decoder and callable(can_generate) and bool(can_generate())
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the vocabulary that may be asked for."""
         size = lookup(text_config(self.config), "vocab_size") or lookup(self.config, "vocab_size") or 0

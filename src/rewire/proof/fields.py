@@ -23,13 +23,18 @@ GRID_SIDE = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """Size, padding and seed of one case; `images` says whether a text is to contain images."""
+    """Size, padding and seed of one case.
+
+    `placeholders` is how many tokens of a text stand for an image (0: no image), `more` how many follow in a
+    second call.
+    """
 
     batch: int
     length: int
     padding: Padding = "none"
     seed: int = 0
-    images: bool = False
+    placeholders: int = 0
+    more: int = 0
 
     @property
     def mask(self) -> Tensor:
@@ -55,8 +60,8 @@ def input_ids(facts: Facts, shape: Shape) -> Tensor:
     if facts.is_encoder_decoder and facts.end_id is not None and shape.length > 1:
         last = (mask * torch.arange(shape.length)).argmax(1)
         tokens[torch.arange(shape.batch), last] = facts.end_id
-    if shape.images and facts.image_token is not None:
-        tokens[:, 1 : 1 + image_tokens(facts)] = facts.image_token
+    if facts.image_token is not None:
+        tokens[:, 1 : 1 + shape.placeholders] = facts.image_token
     return torch.where(mask, tokens, torch.full_like(tokens, facts.pad_id))
 
 
@@ -75,8 +80,10 @@ def image_tokens(facts: Facts) -> int:
 
 
 def attention_mask(facts: Facts, shape: Shape) -> Tensor | None:
-    """Ones at real positions; left out where nothing is padded, which is a path of its own in many models."""
-    if shape.padding == "none":
+    """Ones at real positions. Where nothing is padded, odd seeds get one and even seeds get none: two paths of
+    their own in many models.
+    """
+    if shape.padding == "none" and (shape.seed % 2 == 0 or "input_ids" not in facts.accepts):
         return None
     is_text = "input_ids" in facts.accepts
     return padding_mask(shape.padding, shape.batch, shape.length if is_text else samples(facts)).long()
@@ -110,7 +117,7 @@ def decoder_input_ids(facts: Facts, shape: Shape) -> Tensor | None:
 
 def mm_token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
     """Ones where a placeholder stands for a piece of an image; (batch, length)."""
-    if not shape.images or facts.image_token is None:
+    if not shape.placeholders or facts.image_token is None:
         return None
     return input_ids(facts, shape).eq(facts.image_token).long()
 

@@ -107,9 +107,9 @@ def _project(name: str, tensor: Tensor, mask: Tensor | None) -> Tensor:
     """<random numbers, tensor>, the same numbers for every model; fillers and infinities do not count."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-    dim = None if mask is None else position_dim(name, tensor, mask)
-    if dim is not None and mask is not None:
-        weights.movedim(dim, 1)[~mask] = 0
+    if mask is not None and tensor.ndim > 0 and tensor.shape[0] == mask.shape[0]:
+        dim = position_dim(name, tensor, mask)
+        weights.movedim(dim or 0, 1 if dim else 0)[~mask if dim else ~mask[:, 0]] = 0
     limit = torch.finfo(tensor.dtype).max / 2
     measured = torch.where(tensor.abs() <= limit, tensor, torch.zeros_like(tensor))
     wide = measured if measured.dtype == torch.float64 else measured.float()

@@ -166,7 +166,7 @@ def _coloured(value: float, limit: float, label: str) -> str:
     power = 0 if math.isinf(value) else round(math.log10(value))
     level = min(max((power - LOWEST) * (len(COLOURS) - 1) // -LOWEST, 0), len(COLOURS) - 1)
     ink = "#fff" if level < len(COLOURS) // 2 else "#000"
-    text = "∞" if math.isinf(value) else f"{power}".replace("-", "−")
+    text = "∞" if math.isinf(value) else "≥1" if value >= 1 else f"{power}".replace("-", "−")
     style = f"background:{COLOURS[level]};color:{ink}"
     return f'<td{beyond} style="{style}" title="{title}" aria-label="{title}">{text}</td>'
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rewire.errors import ProofError
 from rewire.proof.cases import Case, Padding
 from rewire.proof.facts import Facts
-from rewire.proof.fields import IMAGE_NAMES, MAKERS, Shape, image_tokens, takes_samples
+from rewire.proof.fields import IMAGE_NAMES, MAKERS, Shape, image_tokens, takes_samples, text
 
 TEXT: tuple[tuple[int, int, Padding], ...] = (
     (1, 33, "none"),
@@ -83,11 +83,14 @@ def shapes_for(facts: Facts, names: Sequence[str], seeds: Sequence[int]) -> Iter
         return
     can_pad = "input_ids" in names and "attention_mask" in names
     limit = facts.max_length
+    placeholders = image_tokens(facts) if mixes_images(facts, names) else 0
     for seed in seeds:
-        if mixes_images(facts, names):
-            yield Shape(1, image_tokens(facts) + 7, "none", seed, images=True)
+        if placeholders:
+            yield Shape(1, placeholders + 7, "none", seed, placeholders)
         shapes = [Shape(batch, min(length, limit), padding, seed) for batch, length, padding in TEXT]
         yield from dict.fromkeys(shape for shape in shapes if can_pad or shape.padding == "none")
+        if facts.continues:
+            yield Shape(2, min(11, limit), "none", seed, more=2)
 
 
 def mixes_images(facts: Facts, names: Sequence[str]) -> bool:
@@ -97,7 +100,7 @@ def mixes_images(facts: Facts, names: Sequence[str]) -> bool:
 
 def build_case(facts: Facts, shape: Shape, names: Sequence[str]) -> Case:
     """The case of one shape."""
-    left_out = IMAGE_NAMES if mixes_images(facts, names) and not shape.images else frozenset()
+    left_out = IMAGE_NAMES if mixes_images(facts, names) and not shape.placeholders else frozenset()
     made = {name: MAKERS[name](facts, shape) for name in names if name not in left_out}
     kwargs = {name: value for name, value in made.items() if value is not None}
     if not kwargs:
@@ -108,7 +111,11 @@ def build_case(facts: Facts, shape: Shape, names: Sequence[str]) -> Case:
     if type(facts.model).__name__.endswith("MultipleChoice"):
         kwargs = {name: value.unsqueeze(1).repeat(1, CHOICES, 1) for name, value in kwargs.items()}
     has_positions = "input_ids" in kwargs and kwargs["input_ids"].ndim == 2
-    return Case(_title(shape, names), kwargs, shape.mask if has_positions else None, shape.seed)
+    mask = shape.mask if has_positions else None
+    if not shape.more:
+        return Case(_title(shape, names), kwargs, mask, shape.seed)
+    more = {"input_ids": text(facts, shape, shape.batch, shape.more, "more")}
+    return Case(_title(shape, names), {"input_ids": kwargs["input_ids"]}, None, shape.seed, more)
 
 
 def _title(shape: Shape, names: Sequence[str]) -> str:
@@ -116,7 +123,8 @@ def _title(shape: Shape, names: Sequence[str]) -> str:
     parts = [f"len {shape.length}"] if SEQUENCES & set(names) else []
     parts += [f"batch {shape.batch}"]
     parts += [f"{shape.padding} padding"] if shape.padding != "none" else []
-    parts += ["with image"] if shape.images else []
+    parts += ["with image"] if shape.placeholders else []
+    parts += [f"then {shape.more} from the cache"] if shape.more else []
     return ", ".join([*parts, f"seed {shape.seed}"])
 
 

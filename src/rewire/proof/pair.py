@@ -15,7 +15,10 @@ from rewire.proof.compare import compare_outputs
 from rewire.proof.divergence import compare_recordings, recorded
 from rewire.proof.execution import forward
 from rewire.proof.tolerances import Tolerances
-from rewire.tensor_rules import Rule
+from rewire.tensor_rules import Cast, CastBack, Rule
+
+LARGEST_COPY = 500_000_000
+"""Parameters up to which a half-precision model is compared in float32 too: two copies of 2 GB each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,21 @@ class Pair:
         before, after = (copy.deepcopy(model).double() for model in (self.before, self.after))
         limits = Tolerances(self.limits.promise, torch.float64, self.limits.overrides)
         return Pair(before, after, self.rules, limits, self.label)
+
+
+def in_single(pair: Pair) -> Pair | None:
+    """Deep copies of two half-precision models in float32, where a small mistake is told from rounding.
+
+    None for other types, for models of more than `LARGEST_COPY` parameters, and where the rules cast: then the two
+    models do not hold the same values.
+    """
+    is_half = pair.limits.dtype in (torch.float16, torch.bfloat16)
+    is_small = sum(parameter.numel() for parameter in pair.before.parameters()) <= LARGEST_COPY
+    if not is_half or not is_small or any(isinstance(step, Cast | CastBack) for step in pair.rules):
+        return None
+    before, after = (copy.deepcopy(model).float() for model in (pair.before, pair.after))
+    limits = Tolerances(pair.limits.promise, torch.float32, pair.limits.overrides)
+    return Pair(before, after, pair.rules, limits, "float32")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from rewire.proof.execution import placement
 from rewire.proof.guard import untouched
 from rewire.proof.inputs import cases_for
 from rewire.proof.outputs import judge_cases
-from rewire.proof.pair import CaseResult, Pair, largest_difference
+from rewire.proof.pair import CaseResult, Pair, in_single, largest_difference
 from rewire.proof.report import Check, Proof, environment_of
 from rewire.proof.strength import Reaction, insensitive, measure_reactions
 from rewire.proof.strong import strong_pair
@@ -39,11 +39,11 @@ from rewire.tensor_rules import Rule, Step
 Progress = Callable[[str, int, int], None]
 """Called with what is about to be done, how many steps are done, and how many there are."""
 
-OTHER_STEPS = 4
-"""Steps of a proof besides its cases: weights, gradients, sensitivity, strong weights."""
+OTHER_STEPS = 5
+"""Steps of a proof besides its cases: weights, float32, gradients, sensitivity, strong weights."""
 
-STRONG_CASES = 4
-"""Inputs used with strong weights."""
+FEW = 4
+"""Inputs used with strong weights, and with half-precision weights in float32."""
 
 
 def prove(
@@ -101,6 +101,7 @@ def prove(
         work = _Work(Pair(before, after, agreed.rules, limits), cases, _Ticker(progress, len(cases) + OTHER_STEPS))
         work.judge_weights(agreed.by_name, round_trip)
         work.judge_outputs()
+        work.judge_in_single()
         if gradients:
             work.judge_gradients()
         if work.is_good and math.isfinite(limits.outputs):
@@ -169,6 +170,13 @@ class _Work:
         if not self.usable:
             raise ProofError(_nothing_ran(self.pair, self.results))
 
+    def judge_in_single(self) -> None:
+        """Half precision hides what is smaller than its rounding; the same weights in float32 do not."""
+        single = in_single(self.pair) if math.isfinite(self.pair.limits.outputs) else None
+        if single is not None:
+            self.tick("float32")
+            self._compare(single, self._few())
+
     def judge_gradients(self) -> None:
         self.tick("gradients")
         self.checks += [gradient_check(self.pair, case) for case in gradient_cases(self.pair, self.usable)]
@@ -199,11 +207,15 @@ class _Work:
         except ProofError as error:
             self.checks.append(sensitivity_check(self.pair, weak, is_required, f"{why}; {error}"))
             return
-        chosen = [one for one in self.usable if one.seed == self.usable[0].seed][:STRONG_CASES]
+        chosen = self._few()
         self._compare(strong, chosen)
         if gradients:
             self.checks += [gradient_check(strong, one) for one in gradient_cases(strong, chosen)]
         self.checks.append(sensitivity_check(strong, self._reactions(strong, names, case), is_required, why))
+
+    def _few(self) -> list[Case]:
+        """The cases of the first seed, at most `FEW`."""
+        return [one for one in self.usable if one.seed == self.usable[0].seed][:FEW]
 
     def _compare(self, pair: Pair, cases: Iterable[Case]) -> list[CaseResult]:
         results = []

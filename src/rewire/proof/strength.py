@@ -85,7 +85,8 @@ def _movement(
 
 
 def _moved(before: Tensor, after: Tensor | None) -> float:
-    if after is None or not before.is_floating_point():
+    """Relative to the scale of `before`; what was all zero has none, and shows nothing."""
+    if after is None or not before.is_floating_point() or largest(before) == 0:
         return 0.0
     return relative_difference(before, after)
 
@@ -102,9 +103,9 @@ def _idle_if_ignored(
     """A bias that moves nothing, in a module whose weight does, is idle if large random values move nothing
     either.
     """
-    module, _, leaf = reaction.kind.rpartition(".")
-    siblings = [one.movement for one in all_reactions if one.kind == f"{module}.weight"]
-    if reaction.movement >= enough or leaf != "bias" or max(siblings, default=0.0) < enough:
+    weight = reaction.kind.removesuffix("bias") + "weight"
+    siblings = [one.movement for one in all_reactions if one.kind == weight]
+    if reaction.movement >= enough or weight == reaction.kind or max(siblings, default=0.0) < enough:
         return reaction
     is_idle = _movement(model, case, reference, group, random_values) < enough / 10
     return Reaction(reaction.kind, reaction.tensors, reaction.movement, is_idle)

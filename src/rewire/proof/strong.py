@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,9 @@ from rewire.errors import ProofError, RuleError
 from rewire.proof.cases import Case
 from rewire.proof.execution import forward
 from rewire.proof.names import align, shorten
-from rewire.proof.pair import Pair
-from rewire.proof.tolerances import Tolerances
+from rewire.proof.pair import Pair, in_single
 from rewire.proof.weights import derived_names, parameters_of, state_of
-from rewire.tensor_rules import Cast, CastBack, run, visible
+from rewire.tensor_rules import run, visible
 
 GAINS = (2.0, 1.0, 0.5)
 """Tried in turn until the outputs are finite: with 2, attention scores have a standard deviation of 4."""
@@ -38,22 +38,13 @@ def strong_pair(pair: Pair, case: Case, seed: int = 0) -> Pair:
     but for DoRA's magnitudes, which follow from the weights. Raises `ProofError` when the rules do not lead
     to every tensor of the edited model, or every gain gives outputs that are not numbers.
     """
-    dtype = torch.float32 if _may_widen(pair) else pair.limits.dtype
-    before, after = (copy.deepcopy(model) for model in (pair.before, pair.after))
-    if _may_widen(pair):
-        before, after = before.float(), after.float()
-    limits = Tolerances(pair.limits.promise, dtype, pair.limits.overrides)
+    copies = in_single(pair) or replace(pair, before=copy.deepcopy(pair.before), after=copy.deepcopy(pair.after))
     for gain in GAINS:
-        draw_strong(before, gain, seed)
-        if not any(bool(tensor.isnan().any()) for tensor in forward(before, case).values()):
-            transfer(before, after, pair)
-            return Pair(before, after, pair.rules, limits, LABEL)
-    raise ProofError(f"no strong weights give finite outputs in {type(before).__name__} for “{case.name}”")
-
-
-def _may_widen(pair: Pair) -> bool:
-    casts = any(isinstance(step, Cast | CastBack) for step in pair.rules)
-    return pair.limits.dtype in (torch.float16, torch.bfloat16) and not casts
+        draw_strong(copies.before, gain, seed)
+        if not any(bool(tensor.isnan().any()) for tensor in forward(copies.before, case).values()):
+            transfer(copies)
+            return replace(copies, label=LABEL)
+    raise ProofError(f"no strong weights give finite outputs in {type(pair.before).__name__} for “{case.name}”")
 
 
 @torch.no_grad()
@@ -97,10 +88,12 @@ def fan_in(module: nn.Module, tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def transfer(before: nn.Module, after: nn.Module, pair: Pair) -> None:
-    """Writes into `after` what the rules make of the tensors of `before`. Raises `ProofError` where they lead
-    nowhere.
+def transfer(pair: Pair) -> None:
+    """Writes into the edited model what the rules make of the tensors of the untouched one.
+
+    Raises `ProofError` where they lead nowhere.
     """
+    before, after = pair.before, pair.after
     try:
         mapped = visible(run(pair.rules, state_of(before), torch))
     except RuleError as error:
