@@ -177,6 +177,9 @@ class One(nn.Module):
         for name in names:
             self.add_module(name, nn.Linear(3, 3))
 
+    def forward(self) -> Tensor:
+        return torch.zeros(1)
+
 
 def test_bits_not_values_are_compared() -> None:
     nan = torch.tensor([float("nan")])
@@ -308,7 +311,6 @@ def test_strong_weights_leave_the_models_alone_and_keep_ties() -> None:
 
 def test_strong_weights_need_rules_that_reach_every_tensor() -> None:
     pair = Pair(One("a"), One("b"), (), Tolerances("exact", torch.float32))
-    pair.before.forward = pair.after.forward = lambda **_: torch.zeros(1)  # type: ignore[method-assign]
     with pytest.raises(ProofError, match=r"a\.weight.*pass rules="):
         strong_pair(pair, Case("any", {}))
 
@@ -418,3 +420,36 @@ def test_half_precision_gradients_run() -> None:
     before = build("bert").to(torch.bfloat16)
     proof = prove(before, copy.deepcopy(before))
     assert proof.passed, proof.summary()
+
+
+def test_a_replaced_forward_cannot_be_copied_and_the_proof_says_so() -> None:
+    before = build("bert")
+    after = copy.deepcopy(before)
+    layer = after.get_submodule("encoder.layer.0.output.dense")
+    inner = layer.forward
+
+    def patched(hidden: Tensor) -> Tensor:
+        result: Tensor = inner(hidden)
+        return result
+
+    layer.forward = patched  # type: ignore[method-assign]
+    rules = [
+        Rename(name, name) for name in ("encoder.layer.0.output.dense.weight", "encoder.layer.0.output.dense.bias")
+    ]
+    proof = prove(before, after, rules=rules)
+    assert not proof.passed
+    assert [check.name for check in proof.failures] == ["sensitivity"]
+    assert "encoder.layer.0.output.dense was replaced by a function" in proof.failures[0].detail
+
+
+def test_models_that_cannot_be_copied_are_compared_as_they_are() -> None:
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("no copies")
+
+    before, after = (nn.Sequential(Locked(4, 4)) for _ in range(2))
+    after.load_state_dict(before.state_dict())
+    assert prove(before, after, inputs={"input": torch.randn(2, 4)}).passed
+    before, after = before.to(torch.bfloat16), after.to(torch.bfloat16)
+    proof = prove(before, after, inputs={"input": torch.randn(2, 4)})
+    assert "no copies" in next(check.detail for check in proof.checks if check.name == "float32")

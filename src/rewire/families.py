@@ -639,7 +639,24 @@ def _detected(model: nn.Module, sight: _Sight, wish: _Wish) -> FusedProjection |
 def _found(model: nn.Module, sight: _Sight) -> _Found | str:
     if _known(sight.owner, sight.leaf) is not None:
         return _found_in_table(sight)
-    return _ambiguous(sight, "this class is not known")
+    return _probed(model, sight)
+
+
+def _probed(model: nn.Module, sight: _Sight) -> _Found | str:
+    """By trying, on a tiny copy of the model."""
+    from rewire.probe import Probed, probe_rows  # costs nothing where the table knows the answer
+
+    owner = sight.path.removesuffix(sight.leaf).removesuffix(".")
+    seen = probe_rows(model, sight.path, owner, sight.rows)
+    if not isinstance(seen, Probed):
+        return _ambiguous(sight, f"this class is not known, and {seen}")
+    layout = "per_head" if seen.groups == sight.heads else "grouped"
+    if seen.groups == 1:
+        layout = "stacked"
+    elif set(seen.sizes) == {seen.groups}:
+        layout = "interleaved"
+    rows = _Rows(seen.roles, seen.sizes, seen.groups, layout)
+    return _Found(rows, (f"{sight.place}: {_WORDS[layout]} (numeric probe)", _arithmetic(sight, rows)))
 
 
 def _found_in_table(sight: _Sight) -> _Found | str:

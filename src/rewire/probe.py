@@ -73,14 +73,14 @@ class _Question:
     """A place in a model. Equal for equal places of equally configured models: layers, copies."""
 
     def __init__(self, host: nn.Module, owner: str, leaf: str, rows: int) -> None:
-        fused = host.get_submodule(f"{owner}.{leaf}")
+        fused = host.get_submodule(owner).get_submodule(leaf)
         assert isinstance(fused.weight, Tensor)
         self.host = weakref.ref(host)  # the cache must not keep a model alive
         self.owner, self.leaf, self.rows = owner, leaf, rows
         self.width = fused.weight.numel() // rows  # of the input, whichever way round the weight stands
         self.pattern = re.sub(r"\d+", r"\\d+", re.escape(owner))
-        kinds = (type(host), type(host.get_submodule(owner)))
-        self.key = (*kinds, repr(host.config), self.pattern, leaf, rows, self.width)
+        self.kind = type(host.get_submodule(owner))
+        self.key = (type(host), self.kind, repr(host.config), self.pattern, leaf, rows, self.width)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -90,11 +90,10 @@ class _Question:
 
     def twin(self, model: nn.Module) -> str:
         """The first place in `model` where the same owner stands."""
-        kind = self.key[1]
         for path, module in model.named_modules():
-            if type(module) is kind and re.fullmatch(self.pattern, path):
-                return path
-        raise ValueError(f"the small copy has no {kind.__name__} at {self.owner}")
+            if type(module) is self.kind and re.fullmatch(self.pattern, path):
+                return str(path)
+        raise ValueError(f"the small copy has no {self.kind.__name__} at {self.owner}")
 
 
 @functools.lru_cache(maxsize=256)
@@ -277,15 +276,15 @@ class _Bench:
         def loose(value: Any) -> Any:
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
-            self.read.append(value.detach().clone().requires_grad_())
-            return self.read[-1]
+            self.read.append(value.detach().requires_grad_())
+            return self.read[-1].clone()  # which the forward may change in place
 
         return tuple(map(loose, args)), {name: loose(value) for name, value in kwargs.items()}
 
     def _replace(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         values = output if self.given is None else self.given
-        self.seen.append(values.detach().clone().requires_grad_())
-        return self.seen[-1]
+        self.seen.append(values.detach().requires_grad_())
+        return self.seen[-1].clone()  # which the forward may change in place
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
         self.kept.extend(list(_tensors(output))[:1])
@@ -324,9 +323,10 @@ class _Bench:
         """Whether some output depends on more than one position of what the owner reads."""
         _, answer = self.run(self.random())
         for view in self._views(answer):
-            for slope in torch.autograd.grad(view, self.read, retain_graph=True, allow_unused=True):
-                if slope is not None and (slope.reshape(-1, slope.shape[-1]) != 0).any(dim=-1).sum() > 1:
-                    return True
+            slopes: Any = torch.autograd.grad(view, self.read, retain_graph=True, allow_unused=True)
+            moved = [slope.reshape(-1, slope.shape[-1]).any(dim=-1) for slope in slopes if slope is not None]
+            if any(int(positions.sum()) > 1 for positions in moved):
+                return True
         return False
 
 

@@ -13,12 +13,11 @@ from rewire.cli.models import Source, parse_values
 from rewire.cli.options import Allow, AllowCode, Debug, Dtype, Html, Json, Model, Quiet, Seed, Values
 from rewire.cli.screen import Screen
 from rewire.errors import PlanError
-from rewire.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rewire import Proof, Receipt
+    from rewire import Plan, Proof, Receipt
 
 EXAMPLE = "Example: [cyan]rewire apply config:gpt2 --plan examples/plans/gpt2-split.yaml --out gpt2-split --prove[/]"
 
@@ -96,7 +95,9 @@ def apply(
 
 
 def _read(path: Path) -> Plan:
-    plan = Plan.read(path)
+    import rewire
+
+    plan = rewire.Plan.read(path)
     if not plan.edits:
         raise PlanError(f"{path} has no edits, so there is nothing to do")
     return plan
@@ -141,7 +142,7 @@ class _Job:
         import rewire
 
         with self.screen.doing(f"loading {self.source.text} untouched"):
-            before = self.source.open(Plan([]))
+            before = self.source.open(rewire.Plan([]))
         with self.screen.doing("proving") as progress:
             proof = rewire.prove(before, self.model, progress=progress)
         self.screen.show(proof, "")

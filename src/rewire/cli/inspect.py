@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,9 @@ from rewire.cli.models import Source, parse_values
 from rewire.cli.options import Debug, Json, Model, Quiet, Seed, Values
 from rewire.cli.screen import Screen
 from rewire.errors import OutputError
-from rewire.plan import Plan
+
+if TYPE_CHECKING:
+    from rewire.plan import Plan
 
 EXAMPLE = "Example: [cyan]rewire inspect config:gpt2[/] · [cyan]rewire inspect ./my-model --json[/]"
 

@@ -14,10 +14,11 @@ import typer
 
 from rewire.cli.screen import Progress
 from rewire.errors import CheckpointError, RewireError
-from rewire.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from rewire.plan import Plan
 
 CONFIG = "config:"
 ALWAYS_ALLOWED = frozenset({"attn_implementation"})  # a setting of every configuration that none lists

@@ -14,12 +14,12 @@ import typer
 from rewire.cli.guard import Code
 from rewire.cli.options import Debug, Json, Quiet, prose
 from rewire.cli.screen import Screen, stdout
-from rewire.plan import Edit, Plan
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from rewire.errors import Issue
+    from rewire.plan import Edit
 
 
 def check_files(
@@ -78,7 +78,9 @@ def show(
     """
     from rich.text import Text
 
-    plan = Plan.read(file)
+    import rewire
+
+    plan = rewire.Plan.read(file)
     screen = Screen(as_json=as_json)
     screen.result(lambda: {"plan": plan.to_dict(), "promise": plan.promise, "hash": plan.hash})
     title = Text.assemble((plan.name or str(file), "bold"), f" · promise {plan.promise} · hash {plan.hash}")

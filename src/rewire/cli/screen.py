@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,21 +75,16 @@ def _ignore(text: str, done: int, total: int) -> None:
 
 @contextmanager
 def _bar(console: Console, what: str) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
     from rich.table import Column
 
     text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = (SpinnerColumn(), text, BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), text, BarColumn(bar_width=20), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
 
         def advance(text: str, done: int, total: int) -> None:
-            bars.update(task, description=f"{what} · {text}", completed=done, total=total)
+            bars.update(task, description=f"{what} · {done + 1} of {total} · {text}", completed=done, total=total)
 
         yield advance
-
-
-def seconds_since(start: float) -> str:
-    """Wall time in words."""
-    return f"{time.perf_counter() - start:.1f} s"

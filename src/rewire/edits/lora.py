@@ -61,7 +61,8 @@ def _reason(match: Match, adapter: str) -> str | None:
 def _renames(before: nn.Module, after: nn.Module) -> tuple[tensor_rules.Rename, ...]:
     """Where the tensors of the adapted modules went. Skeletons of one model list their tensors alike."""
     now = {_plain(name): name for name in after.state_dict(keep_vars=True) if not _is_new(name)}
-    return tuple(tensor_rules.Rename(name, now[name]) for name in before.state_dict() if now[name] != name)
+    pairs = {name: now[_plain(name)] for name in before.state_dict() if not _is_new(name)}
+    return tuple(tensor_rules.Rename(name, new) for name, new in pairs.items() if new != name)
 
 
 def _plain(name: str) -> str:

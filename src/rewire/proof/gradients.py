@@ -99,7 +99,7 @@ def _projection(outputs: Mapping[str, Tensor], scales: Scales, mask: Tensor | No
         if scales.get(name)
     ]
     if not terms:
-        raise ValueError("no output depends on a parameter")
+        raise ValueError("no output depends on a parameter; pass gradients=False where none are wanted")
     return torch.stack([term.to(terms[0].device, torch.float64) for term in terms]).sum()
 
 

@@ -6,10 +6,12 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import FunctionType
 
 import torch
 from torch import nn
 
+from rewire.errors import ProofError
 from rewire.proof.cases import Case
 from rewire.proof.compare import compare_outputs
 from rewire.proof.divergence import compare_recordings, recorded
@@ -34,22 +36,38 @@ class Pair:
     @cached_property
     def in_double(self) -> Pair:
         """Deep copies of both with every floating tensor in float64, made when first asked for."""
-        before, after = (copy.deepcopy(model).double() for model in (self.before, self.after))
+        before, after = (deep_copy(model).double() for model in (self.before, self.after))
         limits = Tolerances(self.limits.promise, torch.float64, self.limits.overrides)
         return Pair(before, after, self.rules, limits, self.label)
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` that shares nothing with it. Raises `ProofError` where there can be none.
+
+    A function that was put in place of a module's forward stays bound to the original's tensors when copied.
+    """
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:  # whatever a module keeps in its attributes
+        raise ProofError(f"{type(model).__name__} cannot be copied: {describe_error(error)}") from error
+    for path, module in model.named_modules():
+        own = vars(module).get("forward")
+        if isinstance(own, FunctionType) and vars(copied.get_submodule(path)).get("forward") is own:
+            raise ProofError(f"the forward of {path or 'the model'} was replaced by a function, which cannot be copied")
+    return copied
 
 
 def in_single(pair: Pair) -> Pair | None:
     """Deep copies of two half-precision models in float32, where a small mistake is told from rounding.
 
     None for other types, for models of more than `LARGEST_COPY` parameters, and where the rules cast: then the two
-    models do not hold the same values.
+    models do not hold the same values. Raises `ProofError` where a model cannot be copied.
     """
     is_half = pair.limits.dtype in (torch.float16, torch.bfloat16)
     is_small = sum(parameter.numel() for parameter in pair.before.parameters()) <= LARGEST_COPY
     if not is_half or not is_small or any(isinstance(step, Cast | CastBack) for step in pair.rules):
         return None
-    before, after = (copy.deepcopy(model).float() for model in (pair.before, pair.after))
+    before, after = (deep_copy(model).float() for model in (pair.before, pair.after))
     limits = Tolerances(pair.limits.promise, torch.float32, pair.limits.overrides)
     return Pair(before, after, pair.rules, limits, "float32")
 

@@ -172,7 +172,13 @@ class _Work:
 
     def judge_in_single(self) -> None:
         """Half precision hides what is smaller than its rounding; the same weights in float32 do not."""
-        single = in_single(self.pair) if math.isfinite(self.pair.limits.outputs) else None
+        if not math.isfinite(self.pair.limits.outputs):
+            return
+        try:
+            single = in_single(self.pair)
+        except ProofError as error:
+            self.checks.append(Check("float32", True, math.inf, math.inf, f"not compared: {error}"))
+            return
         if single is not None:
             self.tick("float32")
             self._compare(single, self._few())
@@ -207,11 +213,11 @@ class _Work:
         except ProofError as error:
             self.checks.append(sensitivity_check(self.pair, weak, is_required, f"{why}; {error}"))
             return
-        chosen = self._few()
-        self._compare(strong, chosen)
-        if gradients:
+        chosen = [result.case for result in self._compare(strong, self._few()) if not result.skipped]
+        if gradients and chosen:
             self.checks += [gradient_check(strong, one) for one in gradient_cases(strong, chosen)]
-        self.checks.append(sensitivity_check(strong, self._reactions(strong, names, case), is_required, why))
+        if self.is_good:
+            self.checks.append(sensitivity_check(strong, self._reactions(strong, names, case), is_required, why))
 
     def _few(self) -> list[Case]:
         """The cases of the first seed, at most `FEW`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from rewire.errors import ProofError, RuleError
 from rewire.proof.cases import Case
 from rewire.proof.execution import forward
 from rewire.proof.names import align, shorten
-from rewire.proof.pair import Pair, in_single
+from rewire.proof.pair import Pair, deep_copy, in_single
 from rewire.proof.weights import derived_names, parameters_of, state_of
 from rewire.tensor_rules import run, visible
 
@@ -38,13 +37,20 @@ def strong_pair(pair: Pair, case: Case, seed: int = 0) -> Pair:
     but for DoRA's magnitudes, which follow from the weights. Raises `ProofError` when the rules do not lead
     to every tensor of the edited model, or every gain gives outputs that are not numbers.
     """
-    copies = in_single(pair) or replace(pair, before=copy.deepcopy(pair.before), after=copy.deepcopy(pair.after))
+    copies = in_single(pair) or replace(pair, before=deep_copy(pair.before), after=deep_copy(pair.after))
     for gain in GAINS:
         draw_strong(copies.before, gain, seed)
-        if not any(bool(tensor.isnan().any()) for tensor in forward(copies.before, case).values()):
+        if _gives_numbers(copies.before, case):
             transfer(copies)
             return replace(copies, label=LABEL)
-    raise ProofError(f"no strong weights give finite outputs in {type(pair.before).__name__} for “{case.name}”")
+    raise ProofError(f"with no strong weights does {type(pair.before).__name__} give numbers for “{case.name}”")
+
+
+def _gives_numbers(model: nn.Module, case: Case) -> bool:
+    try:
+        return not any(bool(tensor.isnan().any()) for tensor in forward(model, case).values())
+    except Exception:  # a model may refuse such weights in any way it likes
+        return False
 
 
 @torch.no_grad()
