@@ -19,7 +19,7 @@ from transformers import AutoModel, LlamaForCausalLM
 
 import rewire
 from rewire import artefact, hf_seam
-from rewire.errors import CheckpointError, OutputError, PlanError, RefusedError
+from rewire.errors import CheckpointError, OutputError, PlanError, RefusedError, RevertError
 from rewire.plan import Cast, Join, Lora, Plan, Replace, Split
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -63,6 +63,18 @@ def test_device_map_and_keywords_work_as_ever(llama: Path) -> None:
     assert not getattr(loaded, "is_quantized", False)
     assert not hasattr(loaded, "hf_quantizer")
     assert not hasattr(loaded.config, "quantization_config")
+
+
+def test_weights_offloaded_to_disk(llama: Path, tmp_path: Path) -> None:
+    device_map = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm", "lm_head")}
+    device_map |= {"model.layers.1": "disk", "model.rotary_emb": "cpu"}
+    loaded = rewire.load(llama, JOIN, device_map=device_map, offload_folder=str(tmp_path / "offloaded"))
+    plain = LlamaForCausalLM.from_pretrained(llama)
+    torch.testing.assert_close(output(loaded, input_ids=ids()), output(plain, input_ids=ids()))
+    with pytest.raises(RevertError, match="offloaded"):
+        rewire.revert_(loaded)
+    with pytest.raises(OutputError, match="offloaded"):
+        rewire.save(loaded, tmp_path / "out")
 
 
 def test_a_base_model_checkpoint_fits_a_larger_model_and_the_other_way_round(llama: Path, tmp_path: Path) -> None:

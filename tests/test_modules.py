@@ -219,6 +219,14 @@ def test_join_compiles_without_a_wrong_result() -> None:
             close(compiled(x, y), plain(x, y))
 
 
+def test_join_does_not_compile_again_for_every_length() -> None:
+    _, one = pair()
+    compiled = torch.compile(one, dynamic=True, backend="aot_eager")
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for length in (3, 5, 9, 17):
+            compiled(torch.randn(2, length, IN))
+
+
 def test_join_honours_what_is_put_around_the_joined_projection() -> None:
     plain, one = pair()
 

@@ -10,6 +10,7 @@ folder/
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -137,6 +138,23 @@ def side_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in _OWN and not is_weights(path.name):
             yield path
+
+
+def copy_side_files(old: Path, new: Path) -> None:
+    """Copies what an edit leaves alone from a model folder into one that is being made."""
+    for path in side_files(old):
+        shutil.copy2(path, new / path.name)
+    for name in _side_folders(old):
+        shutil.copytree(old / name, new / name)
+
+
+def _side_folders(folder: Path) -> Iterator[str]:
+    """Folders that belong to the model: more chat templates, and the other modules of sentence-transformers."""
+    names = {"additional_chat_templates"}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no sentence-transformers model
+        names |= {str(module["path"]) for module in json.loads((folder / "modules.json").read_text("utf-8"))}
+    found = {path.name for path in folder.iterdir() if path.is_dir()} - {ADAPTERS}
+    yield from sorted(names & found)
 
 
 def _keep_others(old: Path, new: Path) -> None:

@@ -184,7 +184,7 @@ def _same_map(small: nn.Linear, x: Tensor) -> bool:
     if not tensors <= {"weight", "bias"} or small.weight.shape != (12, 8):
         return False
     got, want = small(x), F.linear(x, small.weight, small.bias)
-    return isinstance(got, Tensor) and got.dtype == want.dtype and torch.allclose(got, want)
+    return isinstance(got, Tensor) and got.dtype == want.dtype and torch.allclose(got, want, rtol=1e-12)
 
 
 # ---------------------------------------------------------------- what is around a linear
@@ -264,12 +264,12 @@ class _Rows:
             return f"{len(self.roles)} parts but {len(self.sizes)} sizes ({total})"
         if min(self.sizes, default=0) < 1 or sum(self.sizes) != rows:
             return f"out_features {rows} is not {total}"
-        if self.groups < 1 or any(size % self.groups for size in self.sizes):
-            return f"sizes {total} do not divide by {self.groups} groups"
         if self.layout == "stacked" and self.groups != 1:
             return f"stacked parts are one group, not {self.groups}"
         if self.layout == "interleaved" and any(size != self.groups for size in self.sizes):
             return f"alternating rows need equal parts and as many groups, not {total} in {self.groups}"
+        if self.groups < 1 or any(size % self.groups for size in self.sizes):
+            return f"sizes {total} do not divide by {self.groups} groups"
         return None
 
 
@@ -549,7 +549,7 @@ def fused_projection(
     >>> fused_projection(toy, "0", layout="stacked", into=("q", "k", "v")).sizes
     (4, 4, 4)
     >>> fused_projection(toy, "0", layout="stacked", into=("q", "k", "v"), sizes=(8, 4, 4)).reason
-    'out_features 12 is not 8 + 4 + 4; state sizes that add up'
+    'out_features 12 is not 8 + 4 + 4; state sizes and groups that fit'
     """
     sight = _look(model, path)
     if isinstance(sight, Refusal):
@@ -735,7 +735,7 @@ def _stated_rows(sight: _Sight, wish: _Wish) -> _Rows | str:
         return f"no head count near {sight.path}; state groups"
     rows = _Rows(roles, sizes, groups, wish.layout)
     problem = rows.problem(sight.rows)
-    return f"{problem}; state sizes that add up" if problem else rows
+    return f"{problem}; state sizes and groups that fit" if problem else rows
 
 
 def _default_roles(sight: _Sight, wish: _Wish) -> tuple[str, ...]:

@@ -127,6 +127,8 @@ def revert_(model: nn.Module) -> Receipt:
     state = edited(model)
     if state is None:
         raise RevertError("this model has no edits to take back (it was not made by rewire.apply_ or rewire.load)")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise RevertError("some weights are offloaded, so they cannot be moved; load the model without a plan instead")
     start = time.perf_counter()
     before = Counts.of(model)
     check_undos(model, [one.undo for one in state.done])

@@ -58,6 +58,7 @@ def load(
     record = read_record(folder) if folder.is_dir() else None
     _check_format(folder)
     plan = _plan(plan, record)
+    adapters = record.adapters if record is not None and plan == Plan.from_dict(record.plan) else ()
     start = time.perf_counter()
     in_place = record is not None and record.layout == "edited"
     try:
@@ -68,13 +69,12 @@ def load(
         model, report = hf_seam.from_pretrained(source, model_class, None, **kwargs)
         _check_report(source, report, allow)
         apply_(model, plan, allow_code=allow_code, hashes=hashes, progress=progress)
-        return model
-    _check_report(source, report, allow)
-    if job is not None:
-        _finish(model, job, start, hashes, progress)
-    if record is not None:
-        for name in record.adapters:
-            hf_seam.load_adapter(model, folder / ADAPTERS / name, name)
+    else:
+        _check_report(source, report, allow)
+        if job is not None:
+            _finish(model, job, start, hashes, progress)
+    for name in adapters:
+        hf_seam.load_adapter(model, folder / ADAPTERS / name, name)
     return model
 
 
@@ -84,6 +84,11 @@ def _plan(plan: Plan | Edit | None, record: Record | None) -> Plan:
         given = plan if isinstance(plan, Plan) or plan is None else Plan([plan])
         if given is None or given.hash == recorded.hash:
             return recorded
+        if record.adapters and given.edits:
+            raise CheckpointError(
+                f"the folder holds adapters ({', '.join(record.adapters)}) that belong to its own plan; load it "
+                "without a plan, or save it with merge_adapters=True (--merge-adapters) first"
+            )
         if record.layout == "edited":
             raise CheckpointError(
                 "the folder holds a model edited by another plan; load it without a plan, or apply this plan to the "

@@ -35,10 +35,12 @@ from torch import Tensor, nn
 
 MAX_SECONDS = 20.0
 MAX_PARAMETERS = 40_000_000
+MAX_VALUES = 3_000_000  # rows times positions
 
 _SEED = 20_240_229
 _HEAD = 8  # size of a small head: even, for rotary positions, and more than the rows of one part in a pattern
 _TOKENS = 6
+_VOCABULARY = 64
 _DRAWS = 4  # how often everything is drawn anew
 _VIEWS = 6  # output positions that are looked at
 _ZERO = 1e-7  # of the largest gradient: less is no influence (some models compute scores in single precision)
@@ -171,7 +173,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 _LAYERS = re.compile(r"(n|num)_(\w+_)?layers?|(en|de)coder_layers|(\w+_)?depth")
 _LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
-    (re.compile(r"(\w+_)?vocab_size(_\w+)?"), 64),
+    (re.compile(r"(\w+_)?vocab_size(_\w+)?"), _VOCABULARY),
     (re.compile(r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length"), 128),
     (re.compile(r"(n|num)_(\w+_)?experts"), 4),
     (re.compile(r"num_experts_per_tok|moe_top_?k|top_k"), 2),
@@ -268,7 +270,9 @@ class _Bench:
         self.positions = values.numel() // self.rows
         self.weights = torch.randn(answer.shape[-1], generator=self.generator, dtype=answer.dtype)
         if self.positions < 2:
-            raise _Unclear("only one position to look at")
+            raise ValueError("only one position to look at")
+        if values.numel() > MAX_VALUES:
+            raise ValueError(f"a small input still has {self.positions:,} positions")
 
     def _loosen(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Makes the owner's inputs variables of their own, for `mixes`."""
@@ -348,7 +352,7 @@ def _inputs(tiny: nn.Module) -> dict[str, Tensor]:
     config: Any = tiny.config
     wanted = inspect.signature(tiny.forward).parameters
     names = [name for name, parameter in wanted.items() if _is_required(parameter)]
-    names.append(str(tiny.main_input_name))
+    names.append(str(tiny.main_input_name) if tiny.main_input_name in wanted else next(iter(wanted)))
     if getattr(config, "is_encoder_decoder", False):
         names.append("decoder_input_ids")
     dtype = next(tiny.parameters()).dtype
@@ -365,7 +369,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 def _input(name: str, config: Any, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(_SEED)
     if name.endswith("input_ids"):
-        return torch.arange(2, 2 + _TOKENS)[None]
+        return torch.arange(2, 2 + _TOKENS)[None] % getattr(config, "vocab_size", _VOCABULARY)
     if name == "pixel_values":
         size = _first(config, "image_size", "input_size")
         height, width = size if isinstance(size, list | tuple) else (size, size)

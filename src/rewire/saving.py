@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rewire import hf_seam, tensor_rules
-from rewire.artefact import ADAPTERS, LAYOUTS, Record, new_folder, side_files, write_record
+from rewire.artefact import ADAPTERS, LAYOUTS, Record, copy_side_files, new_folder, write_record
 from rewire.errors import OutputError
 from rewire.live import hashed
 from rewire.receipts import Done, Edited, edited
@@ -56,11 +55,12 @@ def save(
     adapters = () if merge_adapters else tuple(getattr(model, "peft_config", {}))
     record = _record(model, state, layout, adapters)
     tensors = _tensors(model, state, layout, merge_adapters)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise OutputError("some weights are offloaded or were never loaded; load the whole model into memory to save it")
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with new_folder(Path(folder), overwrite=overwrite, needed_bytes=needed) as building:
         if side_files_from is not None:
-            for path in side_files(Path(side_files_from)):
-                shutil.copy2(path, building / path.name)
+            copy_side_files(Path(side_files_from), building)
         hf_seam.write_pretrained(model, building, tensors, **kwargs)
         for name in adapters:
             hf_seam.save_adapter(model, building / ADAPTERS / name, name)

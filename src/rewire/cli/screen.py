@@ -85,6 +85,6 @@ def _bar(console: Console, what: str) -> Iterator[Progress]:
         task = bars.add_task(what, total=None)
 
         def advance(text: str, done: int, total: int) -> None:
-            bars.update(task, description=f"{what} · {done + 1} of {total} · {text}", completed=done, total=total)
+            bars.update(task, description=f"{what} · {done} of {total} · {text}", completed=done, total=total)
 
         yield advance

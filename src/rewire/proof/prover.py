@@ -193,7 +193,8 @@ class _Work:
         edited = edited_names(self.pair)
         names = edited or all_names(self.pair, case)
         if not names:
-            self.checks.append(Check("sensitivity", True, math.inf, math.inf, "not measured: no tensor was edited"))
+            reason = "not measured: no tensor is known to be edited, and disturbing every kind takes too long here"
+            self.checks.append(Check("sensitivity", True, math.inf, math.inf, reason))
             return
         own = self._reactions(self.pair, names, case)
         weak = insensitive(own, self.pair.limits.reaction)
