@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from cli_runner import BERT, GPT2, JOIN, SPLIT, config, rewire, save_model, small, write_plan
 from transformers import AutoModel
 
 import rewire as library
+from cli_runner import BERT, GPT2, JOIN, SPLIT, config, rewire, save_model, small, write_plan
 from rewire import hf_seam
 from rewire.proof import Check, Proof
 
@@ -53,15 +53,17 @@ def test_the_edited_layout(bert: Path, join: Path, tmp_path: Path) -> None:
 
 
 def test_json_is_all_there_is_on_stdout(bert: Path, join: Path, tmp_path: Path) -> None:
-    args = ["apply", bert, "-p", join, "-o", tmp_path / "out", "--prove", "--json"]
+    out, page = tmp_path / "out", tmp_path / "proof.html"
+    args = ["apply", bert, "-p", join, "-o", out, "--prove", "--json", "--html", page]
     done = subprocess.run(
         [sys.executable, "-m", "rewire", *map(str, args)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     data = json.loads(done.stdout)
-    assert data["out"] == str(tmp_path / "out")
+    assert data["out"] == str(out)
     assert data["proof"]["passed"] is True
     assert all(fact["hash"] for change in data["receipt"]["tensors"] for fact in change["after"])
+    assert page.read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_quiet_says_nothing(bert: Path, join: Path, tmp_path: Path) -> None:
@@ -87,14 +89,6 @@ def test_dtype(bert: Path, join: Path, tmp_path: Path, model: str) -> None:
     assert library.load(tmp_path / "out").dtype is torch.bfloat16
 
 
-def test_a_proof_with_its_page(bert: Path, join: Path, tmp_path: Path) -> None:
-    page = tmp_path / "proof.html"
-    done = rewire("apply", bert, "-p", join, "-o", tmp_path / "out", "--prove", "--html", page)
-    assert done.code == 0
-    assert "passed: BertModel, rounding" in done.out
-    assert page.read_text("utf-8").startswith("<!doctype html>")
-
-
 def test_a_failed_proof_writes_no_folder(
     bert: Path, join: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,13 +101,27 @@ def test_a_failed_proof_writes_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_edit_fails_its_proof(tmp_path: Path) -> None:
-    # per_head rows read as if they were stacked: every shape fits.
-    wrong = write_plan(tmp_path, "split: {target: h.*.attn.c_attn, into: [q, k, v], layout: per_head, groups: 4}")
-    done = rewire("apply", *config("gpt2", GPT2), "-p", wrong, "-o", tmp_path / "out", "--prove", "-q")
-    assert done.code in (1, 2)  # caught by the proof, or refused as contradicting what is known
-    assert done.err
+WRONG = """
+from torch import nn
+
+class Louder(nn.Linear):
+    \"\"\"Looks like the layer that it replaces, and computes something else.\"\"\"
+
+    def forward(self, x):
+        return super().forward(x) * 1.01
+"""
+
+
+def test_a_wrong_edit_fails_its_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wrong_edit.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = write_plan(tmp_path, "replace: {target: 'encoder.layer.*.output.dense', with: 'wrong_edit:Louder'}")
+    args = [*config("bert", BERT), "-p", plan, "-o", tmp_path / "out", "--allow-code"]
+    done = rewire("apply", *args, "--prove", "-q")
+    assert done.code == 1
+    assert "first divergence: encoder.layer.0.output.dense" in done.err
     assert not (tmp_path / "out").exists()
+    assert rewire("apply", *args, "-q").code == 0  # unproven, nothing is amiss
 
 
 def test_adapters_beside_and_merged(tmp_path: Path) -> None:

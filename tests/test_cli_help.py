@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cli_runner import rewire
 
 HEAVY = ("torch", "transformers", "peft", "accelerate")

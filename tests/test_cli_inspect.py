@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from cli_runner import BERT, GPT2, SPLIT, config, rewire, save_model, write_plan
-
 from rewire.plan import Plan
 
 

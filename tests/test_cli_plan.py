@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from cli_runner import JOIN, rewire, write_plan
-
 from rewire.plan import Plan, json_schema
 
 BAD = ("split: {target: a.qkv, layuot: stacked}", "join: {target: a, parts: 3}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runner import BERT, GPT2, JOIN, SPLIT, config, rewire, save_model, small, write_plan
 
 import rewire as library
+from cli_runner import BERT, GPT2, JOIN, SPLIT, config, rewire, save_model, small, write_plan
 from rewire.plan import Plan
 from rewire.proof import Proof
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import re
 import time
 from collections.abc import Sequence
@@ -486,38 +488,27 @@ def test_a_subclass_from_elsewhere_with_its_own_forward_is_not_known() -> None:
 MODELS = Path(transformers.__file__).parent / "models"
 
 
+def sources() -> dict[str, str]:
+    """The text of every modelling file, by the name of its module."""
+    files = sorted(MODELS.glob("*/modeling_*.py"))
+    return {f"transformers.models.{file.parent.name}.{file.stem}": file.read_text("utf-8") for file in files}
+
+
 def linears() -> dict[str, str]:
     """`Class.attribute` of every linear that a class of the package gives itself, and how it is made."""
     made: dict[str, str] = {}
-    for file in sorted(MODELS.glob("*/modeling_*.py")):
+    pattern = r"^ *class (\w+)|self\.(\w+) = (?:\(\s*)?[\w.]*(?:Linear|Conv1D|LayerWithBN)\(\s*([^\n]*)"
+    for text in sources().values():
         owner = ""
-        pattern = r"^ *class (\w+)|self\.(\w+) = (?:\(\s*)?[\w.]*(?:Linear|Conv1D|LayerWithBN)\(\s*([^\n]*)"
-        for found in re.finditer(pattern, file.read_text("utf-8"), re.MULTILINE):
+        for found in re.finditer(pattern, text, re.MULTILINE):
             owner = found[1] or owner
             if found[2]:
                 made[f"{owner}.{found[2]}"] = found[3]
     return made
 
 
-#: Merging patches, sampling, and outputs.
-NAMES = {"reduction", "sampling_offsets"}
-#: Several rows per feature, but for another reason than a fused projection.
-NO_PROJECTIONS = {
-    # modulation: scales and shifts from a condition
-    *("Qwen2_5_OmniAdaLayerNormZero.linear", "Qwen2_5_OmniAdaLayerNormZero_Final.linear"),
-    "EsmFold2AtomLayer.adaln_linear",
-    # products of two halves, of which none goes through an activation; gates of convolutions
-    *("EsmFoldSequenceToPair.proj", "EsmFold2OuterProductMean.input_proj", "FocalNetModulation.projection_in"),
-    *("Gemma3nAudioConformerLightConv1d.linear_start", "GraniteSpeech5EncoderConvolutionModule.pointwise_lin1"),
-    *("DFineGate.gate", "Deimv2Gate.gate", "xLSTMLayer.ifgate_preact"),
-    # queries and keys of pointers and indexers, whose products are the result
-    *("PPDocLayoutV2GlobalPointer.dense", "PPDocLayoutV3GlobalPointer.dense"),
-    *("DeepseekV4CSACompressor.gate_proj", "DeepseekV4Indexer.gate_proj", "DogeCDMoE.router_gate"),
-    # just wide, or several answers
-    *("ModernBertForQuestionAnswering.classifier", "DeformableDetrModel.pos_trans"),
-    *("TvpVideoGroundingHead.layer_0", "GlmAsrMultiModalProjector.linear_1", "NeoMMEPatchEmbeddings.up_proj"),
-    *("InjectScalerStatistics4D.map_scale_expansion", "EsmFoldAngleResnet.linear_out"),
-}
+#: A projector whose width is that of the next model, and one that reads two at a time.
+JUST_WIDE = {"GlmAsrMultiModalProjector.linear_1", "GlmAsrMultiModalProjector.linear_2", "EfficientLoFTRMLP.fc1"}
 
 
 def test_every_owner_in_the_table_exists_and_none_is_forgotten() -> None:
@@ -526,10 +517,67 @@ def test_every_owner_in_the_table_exists_and_none_is_forgotten() -> None:
     assert not in_table - set(made), "not in this version of Transformers"
     sounds_fused = {name for name in made if families._FUSED_NAMES.search(name.partition(".")[2])}
     assert not sounds_fused - in_table, "new fused projections: read their forward, and add them to the table"
-    doubled = re.compile(r"\b[23] \* [\w.]+( \*| \+|,|\))|[\w.)] \* [23]\b")
-    wide = {name for name, how in made.items() if doubled.search(how) and name.partition(".")[2] not in NAMES}
-    print(sorted(wide-in_table-NO_PROJECTIONS))
-    assert wide - in_table == NO_PROJECTIONS, "new wide linears: are they fused?"
+    twice = re.compile(r"\b[23] \* [\w.]+( \*| \+|,|\))|[\w.)] \* [23]\b")
+    owner = re.compile(r"\w*(Attention|MLP|Mlp|FeedForward|Gat(ed|ing)|GLU|DenseActDense|Projector)\w*\.(?!sampling)")
+    wide = {name for name, how in made.items() if twice.search(how) and owner.match(name)}
+    assert wide - in_table == JUST_WIDE, "new linears of two or three rows per feature: are they fused?"
+
+
+GATED = {
+    owner: family
+    for family in FAMILIES
+    for owner in family.owners
+    if isinstance(family.rule, families._Equal) and set(family.rule.roles) == {"gate", "up"}
+}
+#: What the constructors of these classes read from their configurations.
+READ = SimpleNamespace(
+    hidden_size=8, intermediate_size=6, shared_intermediate_size=6, ffn_dim=12, hidden_act="silu",
+    hidden_activation="gelu", activation="silu", dropout=0.0, dropout_rate=0.0, mlp_dropout=0.0, mlp_bias=True,
+    use_bias=True, add_bias_linear=False, adapter_rank=2, hybrid_layer_ids=[0], num_mem_blocks=1,
+    weight_mode="fused", ffn_proj_factor=1.0, ffn_round_up_to_multiple_of=2, swiglu_alpha=1.7, swiglu_limit=70.0,
+    dense_intermediate_size=6, vision_config=SimpleNamespace(hidden_size=2), downsample_factor=2,
+    alignment_intermediate_size=12, text_config=SimpleNamespace(hidden_size=8), adapter_layer_norm_eps=1e-6,
+)  # fmt: skip
+GIVEN = {"config": READ, "hidden_act": "silu", "hidden_size": 8, "intermediate_size": 6, "num_fwd_mem_blocks": 1,
+         "block_id": 0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def homes() -> dict[str, str]:
+    """Which module each gated class stands in."""
+    found = {}
+    for module, text in sources().items():
+        found.update(dict.fromkeys(re.findall(r"^ *class (\w+)", text, re.MULTILINE), module))
+    return found
+
+
+@pytest.mark.parametrize("owner", GATED)
+def test_up_rows_enter_the_output_linearly_and_gate_rows_do_not(owner: str, homes: dict[str, str]) -> None:
+    kind = getattr(importlib.import_module(homes[owner]), owner)
+    wanted = inspect.signature(kind).parameters
+    module = kind(**{name: value for name, value in GIVEN.items() if name in wanted}).double().eval()
+    given: list[Tensor] = []
+    fused = module.get_submodule(GATED[owner].leaf)
+    fused.register_forward_hook(lambda *call: given[0])
+    assert fused.out_features == 12
+    rule = GATED[owner].rule
+    assert isinstance(rule, families._Equal)
+    x = torch.zeros(1, 4, 2 if "Projector" in owner else 8, dtype=torch.float64)
+    shape = (1, 1, 1, 12) if "Projector" in owner else (1, 4, 12)
+    more = (0,) if owner == "Zamba2MLP" else ()  # which of its adapters to add
+    random = torch.Generator().manual_seed(0)
+    middle, step = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
+
+    def bend(role: str) -> float:
+        rows = torch.tensor([one == role for one in labels("stacked", rule.roles, (6, 6), 1)])
+        outputs = []
+        for by in (-1, 0, 1):
+            given[:] = [middle + by * step * rows]
+            outputs.append(module(x, *more))
+        return float((outputs[0] + outputs[2] - 2 * outputs[1]).norm() / (outputs[2] - outputs[0]).norm())
+
+    assert bend("up") < 1e-12
+    assert bend("gate") > 1e-3
 
 
 # ---------------------------------------------------------------- whole models

@@ -65,6 +65,27 @@ def test_device_map_and_keywords_work_as_ever(llama: Path) -> None:
     assert not hasattr(loaded.config, "quantization_config")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "target", "parts"),
+    [
+        ("clip_text_model", "**.self_attn", QKV),
+        ("siglip_vision_model", "**.self_attn", QKV),
+        ("t5", "**.SelfAttention", ("q", "k", "v")),
+        ("t5", "**.EncDecAttention", ("k", "v")),
+    ],
+)
+@pytest.mark.parametrize("layout", ["original", "edited"])
+def test_models_whose_attention_initialises_its_own_projections(
+    model_type: str, target: str, parts: tuple[str, ...], layout: str, tmp_path: Path
+) -> None:
+    """These write random numbers into `self.q_proj.weight` after loading, unless the tensor is marked as loaded."""
+    model = tiny(model_type)
+    rewire.apply_(model, Join(target, parts=parts))
+    expected = snapshot(model)
+    rewire.save(model, tmp_path / "out", layout)
+    assert same(snapshot(rewire.load(tmp_path / "out")), expected)
+
+
 def test_weights_offloaded_to_disk(llama: Path, tmp_path: Path) -> None:
     device_map = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm", "lm_head")}
     device_map |= {"model.layers.1": "disk", "model.rotary_emb": "cpu"}

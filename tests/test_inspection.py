@@ -7,11 +7,11 @@ import time
 
 import pytest
 import torch
-from cli_runner import BERT, GPT2, JOIN, small
 from rich.console import Console
 from torch import nn
 
 import rewire
+from cli_runner import BERT, GPT2, JOIN, small
 from rewire import hf_seam
 from rewire.inspection import Family, Inspection, Node
 from rewire.inspection.patterns import patterns
@@ -61,7 +61,7 @@ def test_fused_projections_of_gpt2() -> None:
     assert (one.path, one.count, one.module, one.owner) == (
         "h.*.attn.c_attn",
         2,
-        "transformers.Conv1D",
+        "Conv1D",
         "GPT2Attention",
     )
     assert (one.sizes, one.layout, one.groups, one.transposed) == ((32, 32, 32), "stacked", 1, True)
@@ -122,7 +122,7 @@ def test_layers_that_differ_get_targets_of_their_own() -> None:
         (["a.0.b", "a.1.b", "a.2.b"], [], ["a.*.b"]),
         (["a.0.b", "a.1.b", "a.2.b"], ["a.x.b"], ["a.[0-2].b"]),
         (["a.0.b.0", "a.0.b.1", "a.1.b.0", "a.1.b.1"], [], ["a.*.b.*"]),
-        (["a.0.b.0", "a.0.b.1", "a.1.b.0", "a.1.b.1", "a.1.b.2"], [], ["a.0.b.[0,1]", "a.1.b.*"]),
+        (["a.0.b.0", "a.0.b.1", "a.1.b.0", "a.1.b.1", "a.1.b.2"], [], ["a.0.b.*", "a.1.b.*"]),
         (["a.b"], ["a.c"], ["a.b"]),
         ([], ["a"], []),
     ],
@@ -131,7 +131,7 @@ def test_patterns_cover_their_paths_and_nothing_else(paths: list[str], others: l
     found = patterns(paths, [*paths, *others])
     covered = [path for path in (*paths, *others) if any(Target.parse(one).path_matches(path) for one in found)]
     assert covered == paths
-    assert found == expected or len(found) < len(expected)
+    assert found == expected
 
 
 def test_alike_layers_are_one_node() -> None:

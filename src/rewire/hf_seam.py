@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import PreTrainedModel as PreTrainedModel  # noqa: PLC0414 (offered to the rest of the package)
@@ -324,7 +325,10 @@ def from_pretrained(
             if kwargs.get("quantization_config") is not None:
                 raise CheckpointError("cannot edit and quantise in one load: load with the plan, save, then quantise")
             kwargs["quantization_config"] = stack.enter_context(_door(on_meta, problems))
-        model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
+        try:
+            model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise CheckpointError(f"{source} has a damaged or cut off safetensors file: {error}") from error
     mismatched = tuple(sorted(str(entry[0]) for entry in info.get("mismatched_keys", ())))
     errors = tuple(map(str, [*problems, *info.get("error_msgs", ())]))
     report = LoadReport(tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), mismatched, errors)
@@ -383,8 +387,8 @@ def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
 def write_pretrained(model: Any, folder: Path, tensors: dict[str, Tensor], **kwargs: Any) -> None:
     """What `save_pretrained` writes, with `tensors` in place of the model's own, and without adapters.
 
-    `tensors` go by the names of the untouched model's modules, or of the edited one's; conversions that
-    Transformers itself made while loading are taken back, Rewire's are not.
+    `tensors` go by the names of the untouched model's modules; conversions that Transformers itself made while
+    loading are taken back, Rewire's are not. With `save_original_format=False` names are written as they are.
     """
     conversions = model.__dict__.get("_weight_conversions")
     hidden = {name: model.__dict__.pop(name) for name in _HIDDEN if name in model.__dict__}

@@ -61,6 +61,8 @@ def save(
     with new_folder(Path(folder), overwrite=overwrite, needed_bytes=needed) as building:
         if side_files_from is not None:
             copy_side_files(Path(side_files_from), building)
+        # Names of an edited model mean nothing to Transformers' own conversions, which go by patterns.
+        kwargs.setdefault("save_original_format", layout == "original")
         hf_seam.write_pretrained(model, building, tensors, **kwargs)
         for name in adapters:
             hf_seam.save_adapter(model, building / ADAPTERS / name, name)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rewire import Plan, Proof, Receipt
 
-EXAMPLE = "Example: [cyan]rewire apply config:gpt2 --plan examples/plans/gpt2-split.yaml --out gpt2-split --prove[/]"
+EXAMPLE = "Example: [cyan]rewire apply ./my-model --plan plan.yaml --out ./edited --prove[/]"
 
 
 def apply(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rewire.cli.options import Debug, Quiet
+from rewire.cli.options import ABOUT_OUTPUT, Debug
 from rewire.cli.screen import Screen
 
 EXAMPLE = "Example: [cyan]rewire demo minilm[/]"
@@ -15,13 +15,16 @@ EXAMPLE = "Example: [cyan]rewire demo minilm[/]"
 
 def demo(
     which: Annotated[
-        Literal["sam", "minilm", "all"], typer.Argument(help="Which demonstration.", show_default=True)
+        Literal["sam", "minilm", "all"], typer.Argument(metavar="NAME", help="sam, minilm or all.")
     ] = "all",
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", show_default=False, help="Keep the models made, in this folder."),
+        typer.Option(metavar="DIR", show_default=False, help="Keep what is written, in this new or empty folder."),
     ] = None,
-    quiet: Quiet = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", metavar="", rich_help_panel=ABOUT_OUTPUT, help="Print the verdicts only."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Watch two real models being changed, proven and saved.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewire.cli.models import Source, parse_values
-from rewire.cli.options import Debug, Json, Model, Quiet, Seed, Values
+from rewire.cli.options import AllowCode, Debug, Json, Model, Quiet, Seed, Values
 from rewire.cli.screen import Screen
 from rewire.errors import OutputError
 
@@ -22,6 +22,7 @@ def inspect(
     model: Model,
     values: Values = None,
     seed: Seed = 0,
+    allow_code: AllowCode = False,
     write_plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Write a plan of every edit found possible."),
@@ -39,7 +40,7 @@ def inspect(
     import rewire
 
     screen = Screen(quiet, as_json)
-    source = Source(model, parse_values(values), seed)
+    source = Source(model, parse_values(values), seed, allow_code=allow_code)
     source.check()
     with screen.models():
         with screen.doing(f"looking at {model}"):

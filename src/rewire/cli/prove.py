@@ -20,7 +20,7 @@ EXAMPLE = "Example: [cyan]rewire prove ./original ./edited --html proof.html[/]"
 
 
 def _seeds(text: str) -> str:
-    if not all(part.strip().isdigit() for part in text.split(",")):
+    if not all(part.strip().isdecimal() for part in text.split(",")):
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0,1,2")
     return text
 
@@ -28,7 +28,9 @@ def _seeds(text: str) -> str:
 def prove(
     a: Annotated[
         str,
-        typer.Argument(show_default=False, help="The untouched model: a folder, a name on the Hub, or config:TYPE."),
+        typer.Argument(
+            metavar="A", show_default=False, help="The untouched model: a folder, a name on the Hub, or config:TYPE."
+        ),
     ],
     b: Annotated[
         str,

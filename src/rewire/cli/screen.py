@@ -65,8 +65,8 @@ def stdout() -> Console:
     """The console for results."""
     from rich.console import Console
 
-    is_wide = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if is_wide else PIPE_WIDTH, highlight=False)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if has_width else PIPE_WIDTH, highlight=False)
 
 
 def _ignore(text: str, done: int, total: int) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from rewire import hf_seam, tensor_rules
 from rewire.edit_rules import expand_tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene, swap_change, tie_reason
-from rewire.errors import ConsentError, RuleError
+from rewire.errors import ConsentError, ResolveError, RuleError
 from rewire.plan import Replace
 from rewire.surgery import Placements, Swap, skeleton, submodule, under
 
@@ -40,12 +40,20 @@ def _class(edit: Replace, allow_code: bool) -> type[nn.Module]:
             "(command line: --allow-code) if you trust it, or give the class itself in Python"
         )
     else:
-        module, _, name = edit.with_.partition(":")
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        found = _imported(edit.with_)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConsentError(f"{edit.with_!r} is not a subclass of torch.nn.Module")
+    return found
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ResolveError(f"{path!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     return found
 
 

@@ -24,10 +24,14 @@ def inspect(model: nn.Module) -> Inspection:
 
     Only names, shapes and the configuration are looked at, so a model on meta of any size will do.
 
-    >>> toy = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "v_proj")})
-    >>> found = inspect(nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"attn": toy})])})).families
-    >>> found[0].kind, found[0].path, found[0].edit
-    ('separate attention', 'layers.0.attn', {'join': {'target': 'layers.0.attn', 'parts': [...]}})
+    >>> attention = nn.Module()
+    >>> for name in ("q_proj", "k_proj", "v_proj"):
+    ...     attention.add_module(name, nn.Linear(8, 8))
+    >>> (family,) = inspect(nn.ModuleDict({"layers": nn.ModuleList([attention])})).families
+    >>> family.kind, family.path
+    ('separate attention', 'layers.0')
+    >>> family.edit
+    {'join': {'target': 'layers.0', 'parts': ['q_proj', 'k_proj', 'v_proj']}}
     """
     found = list(_decided(model, [*_fused(model), *_separate(model)]))
     paths = [path for path, _ in model.named_modules()]

@@ -217,9 +217,7 @@ class JoinedPart(nn.Module):
     @property
     def weight(self) -> Tensor:
         """This part's rows of the joined weight, as a view `[out_features, in_features]`."""
-        start, stop = self.company.bounds[self.index]
-        weight: Tensor = self._joined.weight[start:stop]
-        return weight
+        return _rows_of(self._joined.weight, *self.company.bounds[self.index])
 
     @property
     def bias(self) -> Tensor | None:
@@ -228,8 +226,7 @@ class JoinedPart(nn.Module):
             return None
         before = zip(self.company.sizes[: self.index], self.company.biased, strict=False)
         start = sum(size for size, has_bias in before if has_bias)
-        bias: Tensor = self._joined.bias[start : start + self.out_features]
-        return bias
+        return _rows_of(self._joined.bias, start, start + self.out_features)
 
     def extra_repr(self) -> str:
         return f"part {self.index} of {self.joined!r}"
@@ -239,6 +236,17 @@ def join_parts(parent: nn.Module, name: str, joined: JoinedProjection) -> dict[s
     """The stand-ins for the parts of `joined`, which is (or will be) the child `name` of `parent`."""
     company = _Company(joined)
     return {part: JoinedPart(parent, name, index, company) for index, part in enumerate(joined.parts)}
+
+
+def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """A view of some rows that says of itself what the whole says.
+
+    Loaders mark tensors that hold values already; a model that initialises its `q_proj.weight` itself would
+    otherwise fill the rows of a loaded joined weight with random numbers.
+    """
+    view = tensor[start:stop]
+    view.__dict__.update(tensor.__dict__)
+    return view
 
 
 def _is_tracing() -> bool:
