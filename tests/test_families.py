@@ -534,7 +534,7 @@ READ = SimpleNamespace(
     hidden_size=8, intermediate_size=6, shared_intermediate_size=6, ffn_dim=12, hidden_act="silu",
     hidden_activation="gelu", activation="silu", dropout=0.0, dropout_rate=0.0, mlp_dropout=0.0, mlp_bias=True,
     use_bias=True, add_bias_linear=False, adapter_rank=2, hybrid_layer_ids=[0], num_mem_blocks=1,
-    weight_mode="fused", ffn_proj_factor=1.0, ffn_round_up_to_multiple_of=2, swiglu_alpha=1.7, swiglu_limit=70.0,
+    weight_mode="fused", ffn_proj_factor=0.75, ffn_round_up_to_multiple_of=2, swiglu_alpha=1.7, swiglu_limit=70.0,
     dense_intermediate_size=6, vision_config=SimpleNamespace(hidden_size=2), downsample_factor=2,
     alignment_intermediate_size=12, text_config=SimpleNamespace(hidden_size=8), adapter_layer_norm_eps=1e-6,
 )  # fmt: skip
@@ -552,6 +552,7 @@ def homes() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("owner", GATED)
+@torch.no_grad()
 def test_up_rows_enter_the_output_linearly_and_gate_rows_do_not(owner: str, homes: dict[str, str]) -> None:
     kind = getattr(importlib.import_module(homes[owner]), owner)
     wanted = inspect.signature(kind).parameters

@@ -20,6 +20,7 @@ from transformers import AutoModel, LlamaForCausalLM
 import rewire
 from rewire import artefact, hf_seam
 from rewire.errors import CheckpointError, OutputError, PlanError, RefusedError, RevertError
+from rewire.modules import joined
 from rewire.plan import Cast, Join, Lora, Plan, Replace, Split
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -84,6 +85,13 @@ def test_models_whose_attention_initialises_its_own_projections(
     expected = snapshot(model)
     rewire.save(model, tmp_path / "out", layout)
     assert same(snapshot(rewire.load(tmp_path / "out")), expected)
+
+
+def test_a_tensor_written_to_after_loading_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("clip_text_model").save_pretrained(tmp_path)
+    monkeypatch.setattr(joined, "_rows_of", lambda tensor, start, stop: tensor[start:stop])  # no mark
+    with pytest.raises(CheckpointError, match=r"qkv_proj\.weight was given new values after it was loaded"):
+        rewire.load(tmp_path, Join("**.self_attn", parts=QKV))
 
 
 def test_weights_offloaded_to_disk(llama: Path, tmp_path: Path) -> None:

@@ -111,13 +111,14 @@ class RuleConverter(WeightConverter):
     more than one, and no pattern can hit a tensor that is not meant.
     """
 
-    __slots__ = ("made", "prefix", "problems", "rule", "table", "was_default")
+    __slots__ = ("given", "made", "prefix", "problems", "rule", "table", "was_default")
 
     def __init__(self, rule: Rule, prefix: str, *, was_default: bool = False) -> None:
         self.rule = rule
         self.prefix = prefix
         self.was_default = was_default
         self.problems: list[str] = []
+        self.given: dict[str, tuple[Tensor, int]] = {}
         parts = components(rule)
         self.table = {name: part for part in parts for name in part.sources}
         self.made = {part.targets[0]: part for part in parts}
@@ -140,7 +141,7 @@ class RuleConverter(WeightConverter):
         # The loader copies a converter for every tensor it makes; the tables never change, so they are shared.
         copy = RuleConverter.__new__(RuleConverter)
         for slot in (
-            "rule", "prefix", "problems", "table", "made", "source_patterns", "target_patterns", "_original_source_patterns",
+            "rule", "prefix", "problems", "given", "table", "made", "source_patterns", "target_patterns", "_original_source_patterns",
             "_original_target_patterns", "operations", "force_cpu", "was_default",
         ):  # fmt: skip
             object.__setattr__(copy, slot, getattr(self, slot))
@@ -178,7 +179,13 @@ class RuleConverter(WeightConverter):
                 raise
             self.problems.append(str(error))
             return {}
-        return {name: tensor.contiguous() for name, tensor in tensor_rules.visible(results).items()}
+        made = {name: tensor.contiguous() for name, tensor in tensor_rules.visible(results).items()}
+        self.given |= {name: (tensor, tensor._version) for name, tensor in made.items()}
+        return made
+
+    def overwritten(self) -> list[str]:
+        """Tensors that were given to the model and have had other values written into them since."""
+        return [name for name, (tensor, version) in self.given.items() if tensor._version != version]
 
     def reverse_transform(self) -> RuleConverter:
         """The conversion back."""
@@ -251,6 +258,7 @@ def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
         def __init__(self, config: Any, **kwargs: Any) -> None:
             # Tensors of an "unquantised" checkpoint would be read one after the other, without threads.
             super().__init__(config, **{**kwargs, "pre_quantized": True})
+            self.converter: RuleConverter | None = None
 
         def is_serializable(self) -> bool:
             return True
@@ -266,14 +274,17 @@ def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
             if not components(self.rule):
                 return weight_conversions
             _refuse_conflicts(weight_conversions, self.rule)
-            converter = RuleConverter(self.rule, model.base_model_prefix)
-            converter.problems = problems
-            return [*weight_conversions, converter]
+            self.converter = RuleConverter(self.rule, model.base_model_prefix)
+            self.converter.problems = problems
+            return [*weight_conversions, self.converter]
 
         def postprocess_model(self, model: Any, **_: Any) -> Any:
             # Otherwise Trainer and peft would take the model for a quantised one.
             self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
             model.__dict__.pop("is_quantized", None)
+            if self.converter:
+                written = self.converter.overwritten()
+                problems.extend(f"{name} was given new values after it was loaded" for name in written)
             return model
 
     AUTO_QUANTIZER_MAPPING[method] = Door

@@ -56,7 +56,9 @@ def save(
     record = _record(model, state, layout, adapters)
     tensors = _tensors(model, state, layout, merge_adapters)
     if any(tensor.is_meta for tensor in tensors.values()):
-        raise OutputError("some weights are offloaded or were never loaded; load the whole model into memory to save it")
+        raise OutputError(
+            "some weights are offloaded or were never loaded; load the whole model into memory to save it"
+        )
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with new_folder(Path(folder), overwrite=overwrite, needed_bytes=needed) as building:
         if side_files_from is not None:

@@ -65,8 +65,14 @@ def stdout() -> Console:
     """The console for results."""
     from rich.console import Console
 
+    class Results(Console):
+        """Rich would exit with 1, our code for a failed proof, when nobody reads any more."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if has_width else PIPE_WIDTH, highlight=False)
+    return Results(width=None if has_width else PIPE_WIDTH, highlight=False)
 
 
 def _ignore(text: str, done: int, total: int) -> None:
