@@ -48,6 +48,9 @@ DOORS: dict[str, frozenset[str]] = {
     "safetensors": frozenset({"checkpoint", "hf_seam"}),
 }
 
+# Units that do what users do, with Rewire and without it; they need no door.
+USERS = frozenset({"demo"})
+
 # Packages whose import costs seconds (the last two import torch).
 HEAVY = frozenset({"torch", "transformers", "accelerate", "peft"})
 
@@ -193,7 +196,7 @@ def layer_reasons(one: Import) -> Iterator[str]:
 def outside_reasons(one: Import) -> Iterator[str]:
     unit, package = unit_of(one.importer), top(one.target)
     doors = DOORS.get(package)
-    is_door = doors is None or unit in doors or one.importer.removeprefix(f"{PACKAGE}.") in doors
+    is_door = doors is None or unit in USERS or unit in doors or one.importer.removeprefix(f"{PACKAGE}.") in doors
     if not is_door and one.when != TYPING:
         yield f"only {', '.join(sorted(doors or ()))} may import {package}"
     if package in HEAVY and unit in NEVER_HEAVY:

@@ -220,7 +220,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_a_mistake_of_our_own_is_told_from_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = types.SimpleNamespace(open=None)
-    monkeypatch.setattr(inspect_command, "Source", lambda *_: broken)
+    monkeypatch.setattr(inspect_command, "Source", lambda *_, **__: broken)
     done = rewire("inspect", "config:bert")
     assert (done.code, done.out) == (3, "")
     assert "unexpected error: AttributeError" in done.err

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ids, output, same, snapshot, strengthen, tiny, tree
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 
 import rewire
 from rewire.plan import Cast, Edit, Freeze, Join, Lora, Plan, Rename, Replace, Split, SplitTensor, Unfreeze
+from tiny import ids, output, same, snapshot, strengthen, tiny, tree
 
 QKV = ("q_proj", "k_proj", "v_proj")
 

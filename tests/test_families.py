@@ -326,6 +326,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         ("alternating rows need equal parts",),
     ),
     "layout": ({}, {"layout": "wild"}, ("unknown layout 'wild'", "stacked | per_head")),
+    "twice": ({}, {"layout": "stacked", "into": ("q", "q", "v")}, ("into names a part twice: q, q, v",)),
     "negative": ({}, {"layout": "stacked", "into": ("a", "b"), "sizes": (25, -1)}, ("is not 25 + -1",)),
 }
 
@@ -335,6 +336,12 @@ def test_what_does_not_fit_is_refused_with_the_numbers(case: str) -> None:
     config, wish, words = REFUSED[case]
     reason = refused(toy(24, **config), "attn.qkv", **wish)
     assert all(word in reason for word in words), reason
+
+
+def test_which_of_gate_and_up_comes_first_is_not_guessed_from_a_name() -> None:
+    model = nn.ModuleDict({"gate_up_proj": nn.Linear(4, 8)})
+    assert "state `into`" in refused(model, "gate_up_proj", layout="stacked")
+    assert found(model, "gate_up_proj", layout="stacked", into=("up_proj", "gate_proj")).roles == ("up", "gate")
 
 
 def test_a_path_that_leads_nowhere() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import ids, output, same, snapshot, tiny
 from transformers import AutoModel, LlamaForCausalLM
 
 import rewire
@@ -22,6 +21,7 @@ from rewire import artefact, hf_seam
 from rewire.errors import CheckpointError, OutputError, PlanError, RefusedError, RevertError
 from rewire.modules import joined
 from rewire.plan import Cast, Join, Lora, Plan, Replace, Split
+from tiny import ids, output, same, snapshot, tiny
 
 QKV = ("q_proj", "k_proj", "v_proj")
 JOIN = Join("**.self_attn", parts=QKV)
@@ -95,7 +95,7 @@ def test_a_tensor_written_to_after_loading_is_an_error(tmp_path: Path, monkeypat
 
 
 def test_weights_offloaded_to_disk(llama: Path, tmp_path: Path) -> None:
-    device_map = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm", "lm_head")}
+    device_map = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "lm_head"), "cpu")
     device_map |= {"model.layers.1": "disk", "model.rotary_emb": "cpu"}
     loaded = rewire.load(llama, JOIN, device_map=device_map, offload_folder=str(tmp_path / "offloaded"))
     plain = LlamaForCausalLM.from_pretrained(llama)

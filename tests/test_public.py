@@ -30,7 +30,16 @@ def test_the_exported_names() -> None:
 
 
 def test_the_edits() -> None:
-    assert {edit.kind for edit in plan.EDITS} == {"split", "join", "replace", "lora", "freeze", "unfreeze", "cast", "rename"}
+    assert {edit.kind for edit in plan.EDITS} == {
+        "split",
+        "join",
+        "replace",
+        "lora",
+        "freeze",
+        "unfreeze",
+        "cast",
+        "rename",
+    }
 
 
 def test_every_name_is_there_and_documented() -> None:

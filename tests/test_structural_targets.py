@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ids, output, same, snapshot, tiny
 
 import rewire
 from rewire.errors import NoMatchError
 from rewire.plan import Freeze, Join, Lora, Plan, Split, Unfreeze
+from tiny import ids, output, same, snapshot, tiny
 
 EVERY_FUSED = Plan([Split("@attention", optional=True), Split("@mlp", optional=True)])
 

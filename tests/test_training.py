@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VOCABULARY, ids, output, same, snapshot, tiny
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 import rewire
 from rewire.plan import Freeze, Join, Lora, Plan, Split
+from tiny import VOCABULARY, ids, output, same, snapshot, tiny
 
 SPLIT_LORA = Plan([Split("**.c_attn", into=("q", "k", "v")), Lora(("q", "v"), r=4, lora_alpha=16)])
 JOIN = Join("**.self_attn", parts=("q_proj", "k_proj", "v_proj"))
@@ -70,9 +70,7 @@ def test_trainer_moves_the_chosen_parts_alone(tmp_path: Path) -> None:
     model = tiny("gpt2", head=True)
     from rewire.plan import Unfreeze
 
-    rewire.apply_(
-        model, Plan([Split("**.c_attn", into=("q", "k", "v")), Freeze("**"), Unfreeze("**.c_attn.v")])
-    )
+    rewire.apply_(model, Plan([Split("**.c_attn", into=("q", "k", "v")), Freeze("**"), Unfreeze("**.c_attn.v")]))
     before = snapshot(model)
     losses = train(model, tmp_path)
     assert losses[-1] < losses[0]
@@ -140,7 +138,9 @@ def test_attentions_and_hidden_states_are_recorded() -> None:
         rewire.apply_(model, Join("encoder.layer.*.attention.self", parts=("query", "key", "value")))
         after = model(ids(), **arguments)
     assert len(after.attentions) == len(after.hidden_states) - 1 == 2
-    for first, second in zip((*before.attentions, *before.hidden_states), (*after.attentions, *after.hidden_states), strict=True):
+    for first, second in zip(
+        (*before.attentions, *before.hidden_states), (*after.attentions, *after.hidden_states), strict=True
+    ):
         torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)
 
 

@@ -69,20 +69,9 @@ class FusedProjection:
 # ---------------------------------------------------------------- is it a linear map?
 
 # Packages whose layers hold packed or scaled weights.
-_QUANTISERS = frozenset(
-    {"aqlm", "auto_gptq", "auto_round", "autoawq", "awq", "bitsandbytes", "compressed_tensors", "eetq"}
-    | {
-        "fbgemm_gpu",
-        "gptqmodel",
-        "higgs",
-        "hqq",
-        "optimum",
-        "quanto",
-        "quark",
-        "spqr_quant",
-        "torchao",
-        "vptq",
-    }
+_QUANTISERS = re.compile(
+    "aqlm|auto_gptq|auto_round|autoawq|awq|bitsandbytes|compressed_tensors|eetq|fbgemm_gpu|gptqmodel|higgs|hqq"
+    "|optimum|quanto|quark|spqr_quant|torchao|vptq"
 )
 _QUANTISED_MARKS = ("quant_state", "qweight", "W_q", "weight_scale", "weight_scale_inv", "weight_bit")
 _REWIRE_CLASSES = frozenset({"SplitProjection", "JoinedProjection", "JoinedPart"})
@@ -113,12 +102,14 @@ def _altered(module: nn.Module) -> str | None:
         return f"already edited by Rewire: {type(module).__name__} stands here"
     if hasattr(module, "base_layer") or hasattr(module, "lora_A"):
         return "already adapted (peft); merge or unload the adapter first, or add it after this edit"
-    quantiser = _quantiser(module)
-    if quantiser is not None:
-        return f"already quantised ({quantiser}); edit first, quantise afterwards"
     mark = next((mark for mark in _REPARAMETRISED_MARKS if hasattr(module, mark)), None)
     if mark is not None:
         return f"its weight is computed from other tensors ({mark}); remove the parametrisation first"
+    if type(getattr(module, "weight", None)).__name__ == "DTensor":
+        return "its weight is spread over several devices (DTensor); edit before it is"
+    quantiser = _quantiser(module)
+    if quantiser is not None:
+        return f"already quantised ({quantiser}); edit first, quantise afterwards"
     if "forward" in vars(module):
         by = "accelerate (device_map)" if hasattr(module, "_hf_hook") else "somebody"
         return f"its forward was replaced on the instance by {by}; edit before that is done"
@@ -127,9 +118,10 @@ def _altered(module: nn.Module) -> str | None:
 
 def _quantiser(module: nn.Module) -> str | None:
     """Who packed the weight, or `None` if it is a plain one."""
-    roots = {base.__module__.partition(".")[0] for base in type(module).__mro__}
-    if roots & _QUANTISERS:
-        return f"{min(roots & _QUANTISERS)}: {type(module).__name__}"
+    homes = (base.__module__.partition(".")[0] for base in type(module).__mro__)
+    quantiser = next((home for home in homes if _QUANTISERS.fullmatch(home)), None)
+    if quantiser is not None:
+        return f"{quantiser}: {type(module).__name__}"
     weight = getattr(module, "weight", None)
     mark = next((m for m in _QUANTISED_MARKS if hasattr(module, m) or hasattr(weight, m)), None)
     if mark is not None:
@@ -555,7 +547,9 @@ def fused_projection(
     if isinstance(sight, Refusal):
         return sight
     wish = _Wish(layout, tuple(into or ()), tuple(sizes or ()), groups)
-    if layout == "auto":
+    if len(set(wish.into)) < len(wish.into):
+        result: FusedProjection | str = f"into names a part twice: {', '.join(wish.into)}"
+    elif layout == "auto":
         result = _detected(model, sight, wish)
     elif layout in LAYOUTS:
         result = _stated(sight, wish)
@@ -681,7 +675,7 @@ def _arithmetic(sight: _Sight, rows: _Rows) -> str:
     by_heads = dict(zip(QKV, _head_sizes(sight) or (), strict=False))
     if by_heads and all(by_heads.get(role) == size for role, size in zip(rows.roles, rows.sizes, strict=True)):
         few = f", {sight.kv_heads} for keys and values" if sight.kv_heads != sight.heads else ""
-        return f"config: {sight.heads} x {sight.head_dim} per head{few}; {total}"
+        return f"config: {sight.heads} head{'s' * (sight.heads != 1)} of {sight.head_dim}{few}; {total}"
     return f"{total} in {rows.groups} groups" if rows.groups > 1 else total
 
 
@@ -739,12 +733,11 @@ def _stated_rows(sight: _Sight, wish: _Wish) -> _Rows | str:
 
 
 def _default_roles(sight: _Sight, wish: _Wish) -> tuple[str, ...]:
-    """The parts that a name such as `qkv` or `gate_up_proj` promises."""
+    """What a layout means by definition, for a linear whose name promises queries, keys and values."""
     count, leaf = len(wish.sizes), sight.leaf.lower()
+    # Which of gate and up comes first, no layout and no name tells: there are models that lie.
     options = {
         QKV: re.search(r"qkv|query_key_value|c_attn", leaf),
-        GATE_UP: re.search(r"gate_?up", leaf),
-        UP_GATE: re.search(r"up_?gate", leaf),
         KV: re.search(r"kv|key_value", leaf),
     }
     return next((roles for roles, hit in options.items() if hit and count in (0, len(roles))), ())

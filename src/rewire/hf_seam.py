@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
@@ -140,11 +141,9 @@ class RuleConverter(WeightConverter):
     def __deepcopy__(self, memo: dict[int, Any]) -> RuleConverter:
         # The loader copies a converter for every tensor it makes; the tables never change, so they are shared.
         copy = RuleConverter.__new__(RuleConverter)
-        for slot in (
-            "rule", "prefix", "problems", "given", "table", "made", "source_patterns", "target_patterns", "_original_source_patterns",
-            "_original_target_patterns", "operations", "force_cpu", "was_default",
-        ):  # fmt: skip
-            object.__setattr__(copy, slot, getattr(self, slot))
+        for slot in (slot for cls in type(self).__mro__ for slot in getattr(cls, "__slots__", ())):
+            if hasattr(self, slot):
+                object.__setattr__(copy, slot, getattr(self, slot))
         copy._reset()
         return copy
 
@@ -388,7 +387,7 @@ def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
     """The default configuration of a model type, with `values` set. Raises `CheckpointError` for unknown types."""
     try:
         return AutoConfig.for_model(model_type, **values)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"no configuration for model type {model_type!r}: {error}") from error
 
 

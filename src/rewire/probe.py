@@ -153,7 +153,8 @@ def _tiny_copy(question: _Question, attempt: _Attempt) -> nn.Module:
         size = sum(parameter.numel() for parameter in type(host)(copy.deepcopy(config)).parameters())
     if size > MAX_PARAMETERS:
         raise ValueError(f"a copy with few layers still has {size:,} parameters")
-    tiny: nn.Module = type(host)(config).to(attempt.dtype).eval()
+    tiny: nn.Module = type(host)(config).to(attempt.dtype)
+    tiny.eval()  # apart, since some models give nothing back
     generator = torch.Generator().manual_seed(_SEED)
     for parameter in tiny.parameters():
         if parameter.is_floating_point():

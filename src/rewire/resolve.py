@@ -15,7 +15,7 @@ from rewire import families, hf_seam
 from rewire.edits import HANDLERS, Match, Refusal, Scene
 from rewire.errors import NoMatchError, RefusedError
 from rewire.plan import Cast, Edit, Freeze, Join, Plan, Split, Unfreeze
-from rewire.receipts import Decision
+from rewire.receipts import Decision, summarise
 from rewire.surgery import Change, Swap, Undo, skeleton
 from rewire.targets import Target
 from rewire.tensor_rules import Rule
@@ -159,13 +159,13 @@ def _no_match_message(edit: Edit, number: int, text: str, target: Target, scene:
 
 def _fail_on_refusals(plan: Plan, decisions: Sequence[Decision]) -> None:
     refused = [d for d in decisions if d.outcome == "refused" and not plan.edits[d.edit].optional]
-    if refused:
-        lines = [f"  edits[{d.edit}] ({d.kind}) {d.path or 'the model'}: {d.detail}" for d in refused]
-        raise RefusedError(
-            "\n".join(
-                [
-                    f"the plan is refused at {len(refused)} place{'s' * (len(refused) > 1)}; nothing was changed",
-                    *lines,
-                ]
-            )
-        )
+    if not refused:
+        return
+    places = f"{len(refused)} places" if len(refused) > 1 else "1 place"
+    lines = [_refusal_line(decision, count) for decision, count in summarise(refused)]
+    raise RefusedError("\n".join([f"the plan is refused at {places}; nothing was changed", *lines]))
+
+
+def _refusal_line(decision: Decision, count: int) -> str:
+    where = f"{decision.path} ({count} of them)" if count > 1 else decision.path or "the model"
+    return f"  edits[{decision.edit}] ({decision.kind}) {where}: {decision.detail}"

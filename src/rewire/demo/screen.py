@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,12 +73,12 @@ class Screen:
         self._print(Padding(what, (0, 0, 0, INDENT)))
 
     def proof(self, proof: Proof) -> None:
-        """The checks of a proof, one line each."""
+        """The checks of a proof, those of one kind on one line."""
         word, style = ("passed", "green") if proof.passed else ("FAILED", "bold red")
         summary = f"{len(proof.checks) - len(proof.failures)} of {len(proof.checks)} checks, {proof.seconds:.1f} s"
         self.show(Text.assemble("proof ", (word, style), f": {summary}"))
-        for check in proof.checks:
-            self.show(_line(check))
+        for checks in _kinds(proof.checks):
+            self.show(_line(checks))
         if proof.first_divergence is not None:
             self.say(f"first divergence: {proof.first_divergence}")
 
@@ -128,10 +128,24 @@ class Screen:
             self.console.print(what)
 
 
-def _line(check: Check) -> Text:
-    """A check on one line, cut off where the terminal ends."""
-    mark = ("✓ ", "green") if check.passed else ("✗ ", "bold red")
-    numbers = f" {check.value:<8.2g} {check.limit:<10} "
+def _kinds(checks: Iterable[Check]) -> Iterable[list[Check]]:
+    """Checks of one kind with one result together: `outputs · len 7` and `outputs · len 17`, if both passed."""
+    found: dict[tuple[str, bool], list[Check]] = {}
+    for check in checks:
+        found.setdefault((_kind(check), check.passed), []).append(check)
+    return found.values()
+
+
+def _kind(check: Check) -> str:
+    return check.name.partition(" · ")[0]
+
+
+def _line(checks: Sequence[Check]) -> Text:
+    """The worst of some checks of one kind, cut off where the terminal ends."""
+    worst = max(checks, key=lambda check: check.value)
+    mark = ("✓ ", "green") if worst.passed else ("✗ ", "bold red")
+    detail = worst.detail if len(checks) == 1 else f"{len(checks)} inputs, the worst: {worst.detail}"
+    numbers = f" {worst.value:<8.2g} {worst.limit:<10} "
     return Text.assemble(
-        mark, f"{check.name:<26}", (numbers, "cyan"), (check.detail, "dim"), no_wrap=True, overflow="ellipsis"
+        mark, f"{_kind(worst):<16}", (numbers, "cyan"), (detail, "dim"), no_wrap=True, overflow="ellipsis"
     )

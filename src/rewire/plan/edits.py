@@ -107,11 +107,11 @@ class Join(Edit):
     """Put linear layers of the same input together into one: `target` is their parent, `parts` its children.
 
     >>> Join("encoder.layer.*.attention.self", parts=("query", "key", "value"), name="qkv").promise
-    'rounding'
+    'exact'
     """
 
     kind: ClassVar[str] = "join"
-    promise: ClassVar[Promise] = "rounding"  # one large product may add in another order than three small ones
+    promise: ClassVar[Promise] = "exact"  # the same sums, which one large product may add in another order
     target: OneTarget
     parts: Leaves
     name: Identifier | None = None
