@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -33,9 +32,6 @@ def run(which: str = "all", *, folder: Path | None = None, quiet: bool = False) 
         0 if everything that is claimed on screen was found to hold, 1 if not, 2 if the demonstration cannot run
         (unknown name, missing packages, folder in use).
     """
-    # Read when torch is first imported: threads that wait let go of the processor, so that a machine which
-    # others use as well is not slowed down tenfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rewire.demo.screen import Screen
 
     screen = Screen(quiet=quiet)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 import rewire
+from rewire import hf_seam
 from rewire.demo.checkpoints import compare
-from rewire.demo.libraries import quiet_libraries
 from rewire.demo.screen import Screen
 from rewire.demo.sentences import real_sentences
 from rewire.plan import Join
@@ -43,7 +43,7 @@ def demonstrate(screen: Screen, folder: Path) -> bool:
     """Runs all steps; whether every claim made on the way holds."""
     start = time.perf_counter()
     screen.title("MiniLM, real weights: one matrix multiplication in place of three")
-    with quiet_libraries():
+    with hf_seam.quiet():
         original = original_folder()
         batches = tokenised(original, real_sentences(SENTENCES))
         before = AutoModel.from_pretrained(original).eval()

@@ -12,10 +12,10 @@ import torch
 from transformers import SamConfig, SamModel
 
 import rewire
+from rewire import hf_seam
 from rewire.demo import figures, recipes, training
 from rewire.demo.checkpoints import compare
 from rewire.demo.figures import QKV, QV, Published
-from rewire.demo.libraries import quiet_libraries
 from rewire.demo.screen import Screen
 from rewire.demo.training import Sam
 from rewire.plan import Replace, SplitTensor
@@ -67,7 +67,7 @@ def demonstrate(screen: Screen, folder: Path, setting: Setting = FULL_SIZE) -> b
     """Runs all steps; whether every claim made on the way holds."""
     start = time.perf_counter()
     screen.title("SAM, full size: separate q, k, v, and LoRA on some of them")
-    with quiet_libraries(), torch.random.fork_rng():
+    with hf_seam.quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         places = save_untouched(screen, folder, setting)
         split_and_prove(screen, places)

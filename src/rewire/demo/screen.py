@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from rewire.proof import Check, Proof
 from rewire.receipts import Progress as Tell
 
 INDENT = 3
+PIPE_WIDTH = 120
+"""Columns where the output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Screen:
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.quiet = quiet
-        self.console = console or Console(highlight=False)
+        self.console = console or _standard_output()
+        self.bars = Console(stderr=True)
         self.claims: list[Claim] = []
 
     def title(self, text: str) -> None:
@@ -114,8 +119,8 @@ class Screen:
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        hidden = self.quiet or not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
+        hidden = self.quiet or not self.bars.is_terminal
+        with Progress(*columns, console=self.bars, transient=True, disable=hidden) as bar:
             task = bar.add_task(text, total=None)
 
             def tell(what: str, done: int, total: int) -> None:
@@ -126,6 +131,11 @@ class Screen:
     def _print(self, what: RenderableType) -> None:
         if not self.quiet:
             self.console.print(what)
+
+
+def _standard_output() -> Console:
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if has_width else PIPE_WIDTH, highlight=False)
 
 
 def _kinds(checks: Iterable[Check]) -> Iterable[list[Check]]:

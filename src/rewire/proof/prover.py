@@ -27,6 +27,7 @@ from rewire.proof.divergence import Divergence, summarise
 from rewire.proof.execution import placement
 from rewire.proof.guard import untouched
 from rewire.proof.inputs import cases_for
+from rewire.proof.meaning import meaning_check
 from rewire.proof.outputs import judge_cases
 from rewire.proof.pair import CaseResult, Pair, in_single, largest_difference
 from rewire.proof.report import Check, Proof, environment_of
@@ -100,6 +101,7 @@ def prove(
         cases = cases_for(before, seeds) if inputs is None else as_cases(inputs)
         work = _Work(Pair(before, after, agreed.rules, limits), cases, _Ticker(progress, len(cases) + OTHER_STEPS))
         work.judge_weights(agreed.by_name, round_trip)
+        work.judge_names()
         work.judge_outputs()
         work.judge_in_single()
         if gradients:
@@ -164,6 +166,10 @@ class _Work:
     def judge_weights(self, by_name: bool, round_trip: bool) -> None:
         self.tick("weights")
         self.checks += weight_checks(self.pair, by_name, round_trip)
+
+    def judge_names(self) -> None:
+        check = meaning_check(self.pair)
+        self.checks += [check] if check else []
 
     def judge_outputs(self) -> None:
         self.results = self._compare(self.pair, self._announced(self.cases))
