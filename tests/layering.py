@@ -131,9 +131,7 @@ def imported_names(node: ast.AST, package: str) -> list[str]:
         base = absolute(node.module or "", node.level, package)
         return [f"{base}.{alias.name}" for alias in node.names]
     if isinstance(node, ast.Call) and called_name(node) in {"import_module", "__import__"}:
-        return [
-            arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
-        ]
+        return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
     return []
 
 
@@ -167,9 +165,7 @@ def is_own(target: str) -> bool:
 def violations(source: Path) -> list[str]:
     """Every breach of the rules in the tree under `source`, as sentences."""
     tree = Tree(source)
-    found = [
-        f"{unit} has no place in LAYERS" for unit in sorted({unit_of(m) for m in tree.modules} - set(ROWS))
-    ]
+    found = [f"{unit} has no place in LAYERS" for unit in sorted({unit_of(m) for m in tree.modules} - set(ROWS))]
     for one in tree.imports:
         found += [f"{one}: {reason}" for reason in reasons_against(one)]
     return found + heavy_chains(tree) + circles(tree)

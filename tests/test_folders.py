@@ -145,7 +145,7 @@ def test_a_superfluous_tensor_is_an_error(llama: Path) -> None:
 def test_a_tensor_of_another_shape_is_an_error(llama: Path) -> None:
     name = "model.layers.1.self_attn.v_proj.weight"
     rewrite(llama, lambda tensors: tensors.update({name: torch.zeros(8, 32)}))
-    with pytest.raises((CheckpointError, RuntimeError), match="v_proj|qkv_proj"):
+    with pytest.raises((CheckpointError, RuntimeError), match=r"v_proj|qkv_proj"):
         rewire.load(llama, JOIN)
 
 

@@ -33,9 +33,7 @@ def test_the_source_keeps_the_rules() -> None:
     assert not found, "\n".join(["", *found])
 
 
-HELP = (
-    "import runpy; sys.argv[1:] = ['--help']; runpy.run_module('rewire', run_name='__main__', alter_sys=True)"
-)
+HELP = "import runpy; sys.argv[1:] = ['--help']; runpy.run_module('rewire', run_name='__main__', alter_sys=True)"
 LIGHT_COMMANDS = {"python -m rewire --help": HELP} | {
     f"import {name}": f"import {name}"
     for unit in sorted(LOADS_LIGHT - {"__main__"})
@@ -100,14 +98,10 @@ ALLOWED = {
         "source/__init__.py": "from .gather import gather\nfrom . import gather",
         "source/gather.py": "",
     },
-    "modules with torch": {
-        "modules/split.py": "import math\nfrom torch import nn\nfrom rewire.modules import norm"
-    },
+    "modules with torch": {"modules/split.py": "import math\nfrom torch import nn\nfrom rewire.modules import norm"},
     "the seam": {"hf_seam.py": "import transformers, peft, safetensors.torch"},
     "lora has a door": {"edits/lora.py": "def add():\n    from peft import LoraConfig"},
-    "types only": {
-        "live.py": "import typing as t\nif t.TYPE_CHECKING:\n    from transformers import PreTrainedModel"
-    },
+    "types only": {"live.py": "import typing as t\nif t.TYPE_CHECKING:\n    from transformers import PreTrainedModel"},
     "heavy when called": {
         "cli/__init__.py": "def run():\n    import torch",
         "checkpoint.py": "def f():\n    import torch",

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ids, output, same, snapshot, tiny
 from torch import nn
 
 import rewire
 from rewire.modules import SplitProjection
 from rewire.tensor_rules import SplitRows, invert, run
+from tiny import ids, output, same, snapshot, tiny
 
 
 def split_by_hand(model: nn.Module, path: str, parts: tuple[str, ...], sizes: tuple[int, ...], groups: int) -> Any:

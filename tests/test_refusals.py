@@ -300,3 +300,35 @@ def test_save_refuses_what_is_not_a_pretrained_model() -> None:
     assert not isinstance(model, PreTrainedModel)
     with pytest.raises(rewire.RewireError, match="not a PreTrainedModel"):
         rewire.save(model, "anywhere")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "edit"),
+    [
+        ("gpt_neox", Split("layers.*.attention.query_key_value", layout="stacked")),
+        ("gpt_neox", Split("layers.*.attention.query_key_value", layout="interleaved")),
+        ("gpt2", Split("h.*.attn.c_attn", into=("q", "k", "v"), layout="per_head", groups=4)),
+        ("phi3", Split(PHI, into=("q", "k", "v"), layout="stacked", sizes=(40, 12, 12))),
+        ("phi3", Split(PHI, into=("q", "k", "v"), layout="grouped", groups=2)),
+    ],
+)
+def test_a_stated_layout_that_contradicts_the_known_family(model_type: str, edit: Split) -> None:
+    message = refused(tiny(model_type), edit)
+    assert "the plan states" in message
+    assert "known family" in message
+
+
+def test_a_coarser_or_finer_cut_is_no_contradiction() -> None:
+    for into, sizes in ((("q", "kv"), (32, 32)), (("q0", "q1", "k", "v"), (16, 16, 16, 16))):
+        model = tiny("phi3")
+        rewire.apply_(model, Split(PHI, into=into, layout="stacked", sizes=sizes))
+        assert [part.out_features for part in model.layers[0].self_attn.qkv_proj.children()] == list(sizes)
+
+
+def test_names_that_say_their_role_stand_where_their_rows_are() -> None:
+    model = tiny("codegen")
+    rewire.apply_(model, Split("h.*.attn.qkv_proj", into=("q", "k", "v")))
+    assert [name for name, _ in model.h[0].attn.qkv_proj.named_children()] == ["q", "v", "k"]
+    model = tiny("phi3")
+    rewire.apply_(model, Split("layers.*.mlp.gate_up_proj", into=("up_proj", "gate_proj"), layout="stacked"))
+    assert [name for name, _ in model.layers[0].mlp.gate_up_proj.named_children()] == ["gate_proj", "up_proj"]

@@ -558,6 +558,19 @@ def fused_projection(
     return Refusal(path, result) if isinstance(result, str) else result
 
 
+def known_projection(model: nn.Module, path: str) -> FusedProjection | None:
+    """What the fused linear at `path` holds, where its family is known by name; nothing is tried out.
+
+    >>> known_projection(nn.Sequential(nn.Linear(4, 12)), "0") is None
+    True
+    """
+    sight = _look(model, path)
+    if isinstance(sight, Refusal) or _known(sight.owner, sight.leaf) is None:
+        return None
+    found = _found_in_table(sight)
+    return None if isinstance(found, str) else _projection(sight, found, _Wish("auto", (), (), None))
+
+
 @dataclass(frozen=True)
 class _Found:
     """Rows, and how they are known."""

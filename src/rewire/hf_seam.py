@@ -97,11 +97,6 @@ def declared_ties(model: nn.Module) -> dict[str, frozenset[str]]:
     return {name: frozenset(group - {name}) for name, group in groups.items()}
 
 
-def to_be_tied(model: nn.Module) -> frozenset[str]:
-    """The parameters that become another one when the model is loaded."""
-    return frozenset(getattr(model, "all_tied_weights_keys", None) or ())
-
-
 # --- A tensor rule in the shape of Transformers' weight conversions ---------------------------------------
 
 
@@ -380,7 +375,7 @@ def saved_class(source: str | os.PathLike[str], **kwargs: Any) -> Any:
 def build(config: Any, *, meta: bool = False) -> PreTrainedModel:
     """A model with random weights (or none yet, on meta) from a configuration."""
     with torch.device("meta") if meta else contextlib.nullcontext():
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config)  # type: ignore[no-any-return]
 
 
 def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
@@ -449,7 +444,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Transformers and the Hub without progress bars and chatter; what was set before is set again."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rewire import hf_seam
@@ -108,13 +109,10 @@ class _Job:
         self.allow_code = allow_code
         self.in_place = in_place
         self.resolution: Resolution | None = None
-        self.before: Counts | None = None
         self.done: list[Done] = []
         self.later: tuple[Change, ...] = ()
 
     def __call__(self, model: nn.Module) -> Rule:
-        # Transformers ties parameters after loading.
-        self.before = Counts.of(model, without=hf_seam.to_be_tied(model))
         self.resolution = resolve(model, self.plan, allow_code=self.allow_code, rehearse=False)
         early = self.resolution.changes[: len(self.resolution.done)]
         self.later = self.resolution.changes[len(early) :]
@@ -153,18 +151,32 @@ def _load_edited(
 
 def _finish(model: hf_seam.PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:
     assert job.resolution is not None
-    assert job.before is not None
-    loaded = Counts.of(model)
-    # The loader makes every floating-point parameter trainable, whatever it was on meta.
-    trainable = job.before.parameters - (loaded.parameters - loaded.trainable)
-    before = replace(job.before, trainable=trainable)
     early = job.tensors(model)
+    before = _counts_before(Counts.of(model), early)
     later, tensors = carry_out(model, job.later, hashes=hashes, progress=progress)
     seconds = time.perf_counter() - start
     receipt = make_receipt("load", model, job.resolution, before, early + tensors, seconds)
     remember(model, Edited(job.plan, receipt, [*job.done, *later]))
     if hashes:
         hashed(model)
+
+
+def _counts_before(loaded: Counts, changes: Sequence[TensorChange]) -> Counts:
+    """The counts without the changes made while loading. (The model on meta is no guide: it is not tied yet.)"""
+    gone = [fact for change in changes for fact in change.before]
+    new = [fact for change in changes for fact in change.after]
+    elements = sum(map(_elements, gone)) - sum(map(_elements, new))
+    size = sum(map(_bytes, gone)) - sum(map(_bytes, new))
+    return Counts(loaded.parameters + elements, loaded.trainable + elements, loaded.bytes + size)
+
+
+def _elements(fact: TensorFact) -> int:
+    return math.prod(fact.shape)
+
+
+def _bytes(fact: TensorFact) -> int:
+    itemsize: int = getattr(torch, fact.dtype).itemsize
+    return _elements(fact) * itemsize
 
 
 def _check_format(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -78,9 +78,9 @@ class Counts:
     bytes: int
 
     @staticmethod
-    def of(model: nn.Module, without: Collection[str] = ()) -> Counts:
-        """Counts the parameters of `model`, except those called `without` (still to be tied to others)."""
-        parameters = [parameter for name, parameter in model.named_parameters() if name not in without]
+    def of(model: nn.Module) -> Counts:
+        """Counts the parameters of `model`."""
+        parameters = list(model.parameters())
         return Counts(
             sum(p.numel() for p in parameters),
             sum(p.numel() for p in parameters if p.requires_grad),

@@ -112,13 +112,16 @@ def _find(edit: Edit, target: Target, scene: Scene) -> Iterator[Match]:
         yield from (match for match in _modules(scene.model) if match.path in wanted)
         return
     for match in _modules(scene.model):
-        names = [cls.__name__ for cls in type(match.module).__mro__]
-        if any(map(target.path_matches, (match.path, *match.aliases))) and target.class_matches(names):
+        if any(map(target.path_matches, (match.path, *match.aliases))) and _class_matches(target, match):
             yield match
     if isinstance(edit, Freeze | Unfreeze | Cast) and target.class_glob is None:
         for name, _ in scene.model.named_parameters(remove_duplicate=False):
             if target.path_matches(name):
                 yield Match(name, None)
+
+
+def _class_matches(target: Target, match: Match) -> bool:
+    return target.class_matches([cls.__name__ for cls in type(match.module).__mro__])
 
 
 def _modules(model: nn.Module) -> Iterator[Match]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -54,13 +55,10 @@ class Scene:
     edited: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._by_several_names = {id(tensors[0]) for tensors in self._named() if len(tensors) > 1}
-
-    def _named(self) -> Iterator[list[Tensor]]:
-        groups: dict[int, list[Tensor]] = {}
-        for _, tensor in self.model.named_parameters(remove_duplicate=False):
-            groups.setdefault(id(tensor), []).append(tensor)
-        yield from groups.values()
+        # A module shared under several paths counts with all of them.
+        modules = [module for _, module in self.model.named_modules(remove_duplicate=False)]
+        seen = Counter(id(tensor) for module in modules for tensor in module._parameters.values())
+        self._by_several_names = {key for key, count in seen.items() if count > 1} - {id(None)}
 
     def tied_elsewhere(self, names: Sequence[str]) -> dict[str, str]:
         """Those of `names` whose parameter goes by a further name, which is not among `names`."""

@@ -1,0 +1,1 @@
+"""The benchmarks: one module per group, and what they share."""
