@@ -260,9 +260,9 @@ def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
         def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
             return dtype
 
-        def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        def preprocess_model(self, model: Any, dtype: Any = None, **_: Any) -> None:
+            # In place of what is done for quantisers: marking the model, and looking for scales to shard.
             self.rule = on_meta(model)
-            return model
 
         def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
             if not components(self.rule):

@@ -226,6 +226,7 @@ def make_receipt(
     before: Counts,
     tensors: tuple[TensorChange, ...],
     seconds: float,
+    after: Counts | None = None,
 ) -> Receipt:
     """The receipt of a plan that has just been carried out on `model`."""
     data, digest = plan_record(resolution.plan)
@@ -239,7 +240,7 @@ def make_receipt(
         tensors=tensors,
         rules=resolution.rule,
         before=before,
-        after=Counts.of(model),
+        after=after or Counts.of(model),
         seconds=seconds,
         largest_change_bytes=max((_bytes(change.after) for change in tensors), default=0),
         peak_rss_bytes=peak_rss_bytes(),

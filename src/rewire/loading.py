@@ -152,10 +152,11 @@ def _load_edited(
 def _finish(model: hf_seam.PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:
     assert job.resolution is not None
     early = job.tensors(model)
-    before = _counts_before(Counts.of(model), early)
+    loaded = Counts.of(model)
+    before = _counts_before(loaded, early)
     later, tensors = carry_out(model, job.later, hashes=hashes, progress=progress)
     seconds = time.perf_counter() - start
-    receipt = make_receipt("load", model, job.resolution, before, early + tensors, seconds)
+    receipt = make_receipt("load", model, job.resolution, before, early + tensors, seconds, None if later else loaded)
     remember(model, Edited(job.plan, receipt, [*job.done, *later]))
     if hashes:
         hashed(model)
