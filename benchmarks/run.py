@@ -12,9 +12,6 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-# Read when torch is first imported: threads that wait let go of the processor, so that other programs on the
-# machine disturb less.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RESULTS = Path(__file__).parent / "results"

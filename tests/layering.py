@@ -22,7 +22,7 @@ PACKAGE = "rewire"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "targets", "plan", "artefact"),
     ("tensor_rules", "modules", "source"),
-    ("edit_rules", "families", "probe", "hf_seam", "surgery"),
+    ("edit_rules", "linears", "family_table", "families", "probe", "hf_seam", "surgery"),
     ("edits",),
     ("resolve", "receipts", "checkpoint"),
     ("live", "stream", "adapters", "loading", "saving"),

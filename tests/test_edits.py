@@ -315,6 +315,50 @@ def test_a_module_of_the_users_own_may_make_itself() -> None:
     assert same(snapshot(model), tensors)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "edit", "path"),
+    [
+        ("phi3", Split("layers.*.self_attn.qkv_proj"), "layers.0.self_attn.qkv_proj"),
+        ("llama", Join("layers.*.self_attn", parts=QKV), "layers.0.self_attn.k_proj"),
+    ],
+)
+def test_hooks_stay_where_they_were(model_type: str, edit: Edit, path: str) -> None:
+    model = tiny(model_type)
+    seen: list[tuple[int, ...]] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    output(model, input_ids=ids())
+    rewire.apply_(model, edit)
+    output(model, input_ids=ids())
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+    rewire.revert_(model)
+    output(model, input_ids=ids())
+    assert len(seen) == 3
+    rewire.apply_(model, edit)
+    handle.remove()
+    output(model, input_ids=ids())
+    assert len(seen) == 3
+
+
+def test_a_forward_replaced_on_the_instance_is_not_lost_silently() -> None:
+    model = tiny("phi3")
+    model.layers[1].self_attn.qkv_proj.forward = lambda x: x
+    with pytest.raises(rewire.RewireError, match="forward was replaced"):
+        rewire.apply_(model, Split("layers.*.self_attn.qkv_proj"))
+
+
+def test_a_replaced_attention_is_still_recorded() -> None:
+    """Transformers listens to attention modules to record what it is asked for."""
+    model = tiny("gpt_neox", attn_implementation="eager")
+    with torch.no_grad():
+        before = model(ids(), output_attentions=True).attentions
+        rewire.apply_(model, CASES["replace"].plan)
+        after = model(ids(), output_attentions=True).attentions
+    assert len(after) == len(before) == 2
+    for first, second in zip(before, after, strict=True):
+        torch.testing.assert_close(first, second)
+
+
 def test_sam_of_the_guide() -> None:
     """The published recipe's aim, as one edit: fused qkv gone, q and v reachable, nothing else changed."""
     model = tiny("sam")

@@ -24,17 +24,16 @@ from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from rewire import families
+from rewire import families, family_table
 from rewire.families import (
-    FAMILIES,
     FusedProjection,
-    LinearFacts,
     Refusal,
     fused_projection,
     fused_projections,
-    linear_facts,
     separate_projections,
 )
+from rewire.family_table import FAMILIES
+from rewire.linears import LinearFacts, linear_facts
 from rewire.modules import JoinedProjection, SplitProjection
 from rewire.tensor_rules import SplitRows, run
 
@@ -534,7 +533,7 @@ GATED = {
     owner: family
     for family in FAMILIES
     for owner in family.owners
-    if isinstance(family.rule, families._Equal) and set(family.rule.roles) == {"gate", "up"}
+    if isinstance(family.rule, family_table._Equal) and set(family.rule.roles) == {"gate", "up"}
 }
 #: What the constructors of these classes read from their configurations.
 READ = SimpleNamespace(
@@ -569,7 +568,7 @@ def test_up_rows_enter_the_output_linearly_and_gate_rows_do_not(owner: str, home
     fused.register_forward_hook(lambda *call: given[0])
     assert fused.out_features == 12
     rule = GATED[owner].rule
-    assert isinstance(rule, families._Equal)
+    assert isinstance(rule, family_table._Equal)
     x = torch.zeros(1, 4, 2 if "Projector" in owner else 8, dtype=torch.float64)
     shape = (1, 1, 1, 12) if "Projector" in owner else (1, 4, 12)
     more = (0,) if owner == "Zamba2MLP" else ()  # which of its adapters to add

@@ -18,7 +18,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from rewire import families
-from rewire.families import FusedProjection, Refusal, fused_projection, fused_projections, linear_facts
+from rewire.families import FusedProjection, Refusal, fused_projection, fused_projections
+from rewire.linears import linear_facts
 from rewire.probe import Probed, probe_rows
 
 QKV = ("q", "k", "v")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -38,16 +39,28 @@ def interleave(variants: Sequence[Variant], seconds: float, *, least: int = 5, m
     The first round is not counted. Each round begins with another variant.
     """
     samples: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for variant in variants:
-        _time(variant)
-    end = time.perf_counter() + seconds
-    count = 0
-    while count < least or (count < most and time.perf_counter() < end):
-        shift = count % len(variants)
-        for variant in (*variants[shift:], *variants[:shift]):
-            samples[variant.name].append(_time(variant))
-        count += 1
+    with _standing_objects_set_aside():
+        for variant in variants:
+            _time(variant)
+        end = time.perf_counter() + seconds
+        count = 0
+        while count < least or (count < most and time.perf_counter() < end):
+            shift = count % len(variants)
+            for variant in (*variants[shift:], *variants[:shift]):
+                samples[variant.name].append(_time(variant))
+            count += 1
     return samples
+
+
+@contextmanager
+def _standing_objects_set_aside() -> Iterator[None]:
+    """Has the collector of garbage leave out all that exists by now, for it runs before every timing."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _time(variant: Variant) -> float:

@@ -130,6 +130,7 @@ class Swap:
 
         _strip(model, self.rule)
         for path, module in placements.items():
+            _keep_hooks(originals[path], module)
             place(model, path, module)
         for old, new in self.old_names.items():
             parent, leaf = split_path(old)
@@ -398,6 +399,27 @@ def _to_meta(tensor: Tensor | None, tensors: dict[int, Tensor]) -> Tensor | None
     if id(tensor) not in tensors:
         tensors[id(tensor)] = meta_like(tensor)
     return tensors[id(tensor)]
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def _keep_hooks(old: nn.Module | None, new: nn.Module | None) -> None:
+    """Whoever listens to `old` listens to `new`, which gets the same inputs and gives the same outputs.
+
+    The two share their hooks, so that a handle given out earlier still removes its hook.
+    """
+    if old is not None and new is not None and old is not new:
+        new.__dict__.update({name: old.__dict__[name] for name in _HOOKS})
 
 
 def _child(model: nn.Module, path: str) -> nn.Module | None:

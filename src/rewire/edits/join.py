@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rewire import families
+from rewire import linears
 from rewire.edit_rules import join_rule, joined_name
 from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_change, tie_reason
 from rewire.modules import JoinedProjection
@@ -29,7 +29,7 @@ def _decide(edit: Join, number: int, match: Match, scene: Scene) -> Outcome:
     reason = _parent_reason(parent, name, edit.parts)
     if parent is None or reason:
         return Refusal(match.path, reason or "is a parameter; the target of a join is the parent module")
-    linears = {part: families.linear_facts(parent.get_submodule(part)) for part in edit.parts}
+    linears = {part: linears.linear_facts(parent.get_submodule(part)) for part in edit.parts}
     facts = [fact for fact in linears.values() if not isinstance(fact, str)]
     if len(facts) < len(linears):
         unfit = "; ".join(f"{part}: {fact}" for part, fact in linears.items() if isinstance(fact, str))
@@ -66,7 +66,7 @@ def _parent_reason(parent: nn.Module | None, name: str, parts: Sequence[str]) ->
     return None
 
 
-def _shape_reason(parts: Sequence[str], facts: Sequence[families.LinearFacts]) -> str | None:
+def _shape_reason(parts: Sequence[str], facts: Sequence[linears.LinearFacts]) -> str | None:
     widths = {part: fact.in_features for part, fact in zip(parts, facts, strict=True)}
     if len(set(widths.values())) > 1:
         return f"the parts have inputs of different size ({widths}); join those that are alike"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rewire import families
+from rewire import families, linears
 from rewire.edit_rules import split_rule
 from rewire.edits.base import (
     Match,
@@ -41,7 +41,7 @@ def _decide(edit: Split, number: int, match: Match, scene: Scene, known: _Known)
     module = match.module
     if module is None:
         return Refusal(match.path, "is a parameter; the target of a split is a linear module")
-    linear = families.linear_facts(module)
+    linear = linears.linear_facts(module)
     if isinstance(linear, str):
         return Refusal(match.path, linear)
     key = _kind_of_place(scene.model, match.path, linear)
@@ -64,7 +64,7 @@ def _decide(edit: Split, number: int, match: Match, scene: Scene, known: _Known)
     return swap_change(number, "split", match, detail, Swap(rule, build), alias_of=aliases)
 
 
-def _kind_of_place(model: nn.Module, path: str, linear: families.LinearFacts) -> tuple[Any, ...]:
+def _kind_of_place(model: nn.Module, path: str, linear: linears.LinearFacts) -> tuple[Any, ...]:
     """Equal for places that must hold the same: alike in path, owner, the owner's numbers, and size."""
     owner = submodule(model, split_path(path)[0])
     numbers = tuple(

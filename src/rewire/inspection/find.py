@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rewire import families
+from rewire import families, linears
 from rewire.inspection.patterns import patterns, skeleton
 from rewire.inspection.record import Family, Inspection
 from rewire.inspection.tree import class_name, tree
@@ -71,7 +71,7 @@ def _fused(model: nn.Module) -> Iterator[_Place]:
         if isinstance(found, families.Refusal):
             yield _Place(found.path, Family("fused", "", 1, module, owner, refusal=found.reason))
             continue
-        linear = families.linear_facts(model.get_submodule(found.path))
+        linear = linears.linear_facts(model.get_submodule(found.path))
         assert not isinstance(linear, str)
         family = Family(
             kind=f"fused {found.kind}",
@@ -100,7 +100,7 @@ def _around(model: nn.Module, path: str) -> tuple[str, str]:
 def _separate(model: nn.Module) -> Iterator[_Place]:
     for found in families.separate_projections(model):
         parent = model.get_submodule(found.path)
-        linears = [families.linear_facts(parent.get_submodule(part)) for part in found.parts]
+        linears = [linears.linear_facts(parent.get_submodule(part)) for part in found.parts]
         facts = [linear for linear in linears if not isinstance(linear, str)]
         family = Family(
             kind=f"separate {found.kind}",

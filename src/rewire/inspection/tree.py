@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 
 from torch import nn
 
-from rewire import families
+from rewire import linears
 from rewire.inspection.record import Node
 
 
@@ -77,7 +77,7 @@ def _below(path: str, name: str) -> str:
 
 def _detail(module: nn.Module) -> str:
     """Sizes of a module without children."""
-    linear = families.linear_facts(module)
+    linear = linears.linear_facts(module)
     if not isinstance(linear, str):
         extra = "" if linear.has_bias else ", no bias"
         return f"{linear.in_features:,} → {linear.out_features:,}{extra}"
