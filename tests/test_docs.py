@@ -272,6 +272,12 @@ def test_files_named_in_prose_exist(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_private_names_in_prose_are_in_the_source() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
+    names = {name for page in PAGES for name in re.findall(r"`(_[A-Za-z]\w+)", prose(page))}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", source)] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     assert set(pages_of(settings["nav"])) == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}

@@ -29,10 +29,10 @@ def _decide(edit: Join, number: int, match: Match, scene: Scene) -> Outcome:
     reason = _parent_reason(parent, name, edit.parts)
     if parent is None or reason:
         return Refusal(match.path, reason or "is a parameter; the target of a join is the parent module")
-    linears = {part: linears.linear_facts(parent.get_submodule(part)) for part in edit.parts}
-    facts = [fact for fact in linears.values() if not isinstance(fact, str)]
-    if len(facts) < len(linears):
-        unfit = "; ".join(f"{part}: {fact}" for part, fact in linears.items() if isinstance(fact, str))
+    found = {part: linears.linear_facts(parent.get_submodule(part)) for part in edit.parts}
+    facts = [fact for fact in found.values() if not isinstance(fact, str)]
+    if len(facts) < len(found):
+        unfit = "; ".join(f"{part}: {fact}" for part, fact in found.items() if isinstance(fact, str))
         return Refusal(match.path, unfit)
     tensors = {
         under(match.path, f"{part}.{leaf}"): tensor
