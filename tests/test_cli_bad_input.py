@@ -56,7 +56,7 @@ def test_an_ambiguous_layout(tmp_path: Path) -> None:
 
 def test_a_plan_that_does_not_fit(tmp_path: Path) -> None:
     edit = "split: {target: h.*.attn.c_attn, into: [q, k, v], layout: stacked, sizes: [5, 5, 5]}"
-    refused(apply(tmp_path, config("gpt2", GPT2), edit), "nothing was changed", "h.0.attn.c_attn")
+    refused(apply(tmp_path, config("gpt2", GPT2), edit), "nothing was changed", "h.*.attn.c_attn")
 
 
 def test_the_same_target_twice(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
     ("value", "texts"),
     [
         ("hiden_size=3", ("--set hiden_size: BertConfig has no value of this name", "hidden_size")),
-        ("hidden_size=abc", ("no model can be made of config:bert", "expected int, got str")),
+        ("hidden_size=abc", ("bert", "expected int, got str")),
         ("hidden_size=65", ("no model can be made of config:bert", "not a multiple")),
         ("hidden_size", ("--set hidden_size: expected KEY=VALUE",)),
         ("=3", ("--set =3: expected KEY=VALUE",)),

@@ -41,7 +41,7 @@ def _run(subject: Subject, effort: Effort) -> Iterator[Result]:
         Variant(HASHED, lambda: rewire.apply_(model, subject.plan), lambda: _untouched(model)),
         Variant(REVERT, lambda: rewire.revert_(model), lambda: _edited(model, subject)),
     )
-    samples = interleave(variants, effort.seconds(14))
+    samples = interleave(variants, effort.seconds(10))
     verdicts = {REVERT: _judge_revert(model, original)} | dict.fromkeys((APPLY, HASHED), _judge(model, subject))
     peaks = peak_memory(subject)
     notes = {name: {"peak extra memory": f"{peak / 2**20:.1f} MiB"} for name, peak in peaks.items()}

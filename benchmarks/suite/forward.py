@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import rewire
-from rewire.plan import Edit
+from rewire.plan import Edit, Plan
 from suite import subjects
 from suite.results import Result, Verdict, results
-from suite.timing import Effort, Variant, interleave
+from suite.timing import Effort, Spread, Variant, interleave
 
 GROUP = "forward"
 UNTOUCHED, CONTROL, SPLIT, JOIN, REVERTED = (
@@ -39,7 +39,8 @@ class Case:
     Attributes:
         name: what is measured.
         make: makes the model.
-        edit: what is done to it.
+        plan: what is done to it.
+        edited: what the edited model is called.
         call: what is timed, given a model; returns the tensor to compare.
         seconds: time of a full run.
         least: rounds at least.
@@ -51,9 +52,10 @@ class Case:
 
     name: str
     make: Callable[[], Any]
-    edit: Edit
+    plan: Edit | Plan
+    edited: str
     call: Call
-    seconds: float = 20
+    seconds: float = 18
     least: int = 5
     copies: bool = True
     in_quick: bool = True
@@ -69,59 +71,64 @@ def run(effort: Effort) -> Iterator[Result]:
 
 def cases() -> Iterator[Case]:
     yield Case(
-        "SAM vision encoder, 1024²", subjects.sam, subjects.SAM_SPLIT, partial(embed, side=1024),
-        seconds=75, least=3, copies=False, in_quick=False,
+        "SAM vision encoder, 1024²", subjects.sam, subjects.SAM_SPLIT, SPLIT, partial(embed, side=1024),
+        seconds=70, least=3, copies=False, in_quick=False,
     )  # fmt: skip
-    yield Case("SAM vision encoder, 256²", partial(subjects.sam, 256), subjects.SAM_SPLIT, partial(embed, side=256))
-    for batch, length in ((8, 128), (32, 64)):
-        name = f"MiniLM, {batch} × {length} tokens"
-        yield Case(name, subjects.minilm, subjects.BERT_JOIN, partial(encode, batch=batch, length=length))
-    yield Case("BERT-base, 8 × 128 tokens", subjects.bert, subjects.BERT_JOIN, partial(encode, batch=8, length=128))
+    small = partial(subjects.sam, 256)
+    yield Case("SAM vision encoder, 256²", small, subjects.SAM_SPLIT, SPLIT, partial(embed, side=256))
+    yield _encoding("MiniLM", subjects.minilm, 8, 128)
+    yield _encoding("MiniLM", subjects.minilm, 32, 64)
+    yield _encoding("BERT-base", subjects.bert, 8, 128, seconds=25)
+    yield _decoding("GPT-2", subjects.gpt2, subjects.GPT2_SPLIT, SPLIT)
+    yield _decoding("Llama of GPT-2's size", subjects.small_llama, subjects.LLAMA_JOIN, JOIN)
+    name = "MiniLM, 8 × 64 tokens, forward and backward"
+    yield Case(name, subjects.minilm, subjects.BERT_JOIN, JOIN, train_step, aims={})
+
+
+def _encoding(name: str, make: Callable[[], Any], batch: int, length: int, seconds: float = 18) -> Case:
+    call = partial(encode, batch=batch, length=length)
+    return Case(f"{name}, {batch} × {length} tokens", make, subjects.BERT_JOIN, JOIN, call, seconds)
+
+
+def _decoding(name: str, make: Callable[[], Any], plan: Edit | Plan, edited: str) -> Case:
     step = Decoding()
-    yield Case(
-        "GPT-2, one token after 128", subjects.gpt2, subjects.GPT2_SPLIT, step, seconds=12, prepare=step.remember
-    )
-    yield Case("MiniLM, 8 × 64 tokens, forward and backward", subjects.minilm, subjects.BERT_JOIN, train_step, aims={})
+    title = f"{name}, one token after {step.past}"
+    return Case(title, make, plan, edited, step, seconds=12, prepare=step.remember)
 
 
 def _run(case: Case, effort: Effort) -> Iterator[Result]:
     untouched = case.make()
     models = {UNTOUCHED: untouched} | ({CONTROL: copy.deepcopy(untouched)} if case.copies else {})
-    edited = SPLIT if case.edit.kind == "split" else JOIN
-    models |= {edited: copy.deepcopy(untouched), REVERTED: copy.deepcopy(untouched)}
-    for name in (edited, REVERTED):
-        rewire.apply_(models[name], case.edit, hashes=False)
+    models |= {case.edited: copy.deepcopy(untouched), REVERTED: copy.deepcopy(untouched)}
+    for name in (case.edited, REVERTED):
+        rewire.apply_(models[name], case.plan, hashes=False)
     rewire.revert_(models[REVERTED])
+    wanted, operations = _counted(case, untouched)
+    verdicts = {name: _judge(case, wanted, model, name) for name, model in models.items() if name != UNTOUCHED}
     variants = [
         Variant(name, partial(case.call, model), partial(case.prepare, model)) for name, model in models.items()
     ]
-    samples = interleave(variants, effort.seconds(case.seconds), least=case.least)
-    verdicts = {name: _judge(case, untouched, model, name) for name, model in models.items() if name != UNTOUCHED}
-    operations = _operations(case, untouched)
+    samples = interleave(variants, effort.seconds(case.seconds), least=case.least, warm_up=False)
     notes = {
-        name: {"speed": f"{operations / sorted(numbers)[len(numbers) // 2] / 1e9:.0f} GFLOP/s"}
+        name: {"speed": f"{operations / Spread.of(numbers).median / 1e9:.0f} GFLOP/s"}
         for name, numbers in samples.items()
     }
     yield from results(GROUP, case.name, samples, aims=case.aims, verdicts=verdicts, notes=notes)
 
 
-def _judge(case: Case, untouched: Any, model: Any, name: str) -> Verdict:
-    wanted, found = (_called(case, one) for one in (untouched, model))
-    difference = float((wanted - found).abs().max() / wanted.abs().max())
+def _counted(case: Case, model: Any) -> tuple[Tensor, int]:
+    """What the untouched model gives, and how many additions and multiplications that takes."""
+    case.prepare(model)
+    with FlopCounterMode(display=False) as counter:
+        output = case.call(model)
+    return output, counter.get_total_flops()
+
+
+def _judge(case: Case, wanted: Tensor, model: Any, name: str) -> Verdict:
+    case.prepare(model)
+    difference = float((wanted - case.call(model)).abs().max() / wanted.abs().max())
     limit = NEAR if name in (SPLIT, JOIN) else 0.0
     return Verdict(f"largest relative difference {difference:.1e}", difference <= limit)
-
-
-def _called(case: Case, model: Any) -> Tensor:
-    case.prepare(model)
-    return case.call(model)
-
-
-def _operations(case: Case, model: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        _called(case, model)
-    total: int = counter.get_total_flops()
-    return total
 
 
 # ---------------------------------------------------------------- what is called

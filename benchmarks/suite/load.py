@@ -46,7 +46,7 @@ def _run(subject: Subject, folder: Path, effort: Effort) -> Iterator[Result]:
         Variant(EMPTY, lambda: rewire.load(folder)),
         Variant(PLANNED, lambda: rewire.load(folder, subject.plan)),
     )
-    samples = interleave(variants, effort.seconds(25), least=7)
+    samples = interleave(variants, effort.seconds(20), least=7)
     verdicts = {PLANNED: _judge(model_class.from_pretrained(folder), rewire.load(folder, subject.plan))}
     aims = {PLANNED: AIMS[subject.name]} if subject.name in AIMS else {}
     moved = _copied_bytes(folder, subject)

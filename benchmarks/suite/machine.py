@@ -26,18 +26,19 @@ NICE = -10
 
 @contextlib.contextmanager
 def priority() -> Iterator[str]:
-    """Raises the priority of this process where that is permitted; yields what it is. Undone for the session."""
-    before = _autogroup()
+    """Raises the priority of this process where that is permitted; yields what it is. Undone afterwards."""
+    nice, session = os.getpriority(os.PRIO_PROCESS, 0), _autogroup()
     with contextlib.suppress(OSError):
-        os.nice(NICE - os.nice(0))
+        os.setpriority(os.PRIO_PROCESS, 0, min(nice, NICE))
     with contextlib.suppress(OSError):
         # Linux shares the processor out among sessions first, and among the processes of one after that.
         AUTOGROUP.write_text(str(NICE))
     try:
-        yield f"nice {os.nice(0)}, session {_autogroup() or 'unknown'}"
+        yield f"nice {os.getpriority(os.PRIO_PROCESS, 0)}, session {_autogroup() or 'unknown'}"
     finally:
         with contextlib.suppress(OSError):
-            AUTOGROUP.write_text(before or "0")
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+            AUTOGROUP.write_text(session or "0")
 
 
 def _autogroup() -> str | None:
@@ -64,6 +65,7 @@ def facts(priority: str) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "priority": priority,
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "load average at the start": load_average(),
         **versions(),
     }

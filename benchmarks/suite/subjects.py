@@ -15,6 +15,7 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     Phi3Config,
     Phi3ForCausalLM,
     SamConfig,
@@ -29,8 +30,8 @@ BERT_JOIN = Join("encoder.layer.*.attention.self", parts=("query", "key", "value
 GPT2_SPLIT = Split("h.*.attn.c_attn", into=("q", "k", "v"))
 LLAMA_JOIN = Plan(
     [
-        Join("model.layers.*.self_attn", parts=("q_proj", "k_proj", "v_proj")),
-        Join("model.layers.*.mlp", parts=("gate_proj", "up_proj")),
+        Join("**.layers.*.self_attn", parts=("q_proj", "k_proj", "v_proj")),
+        Join("**.layers.*.mlp", parts=("gate_proj", "up_proj")),
     ]
 )
 PHI3_SPLIT = Plan([Split("model.layers.*.self_attn.qkv_proj"), Split("model.layers.*.mlp.gate_up_proj")])
@@ -65,6 +66,12 @@ def bert() -> Any:
 def gpt2() -> Any:
     """GPT-2 small; its weights are stored transposed."""
     return _strong(GPT2Model(GPT2Config()))
+
+
+def small_llama() -> Any:
+    """A decoder of the size of GPT-2 small, with grouped queries."""
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4}
+    return _strong(LlamaModel(LlamaConfig(**sizes, intermediate_size=2048, vocab_size=32_000)))
 
 
 _DECODER = {

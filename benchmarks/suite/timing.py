@@ -33,14 +33,16 @@ class Variant:
 Samples = Mapping[str, Sequence[float]]
 
 
-def interleave(variants: Sequence[Variant], seconds: float, *, least: int = 5, most: int = 200) -> Samples:
+def interleave(
+    variants: Sequence[Variant], seconds: float, *, least: int = 5, most: int = 200, warm_up: bool = True
+) -> Samples:
     """Seconds per variant and round: as many rounds as fit into `seconds`, `least` at least.
 
-    The first round is not counted. Each round begins with another variant.
+    With `warm_up` a first round is not counted. Each round begins with another variant.
     """
     samples: dict[str, list[float]] = {variant.name: [] for variant in variants}
     with _standing_objects_set_aside():
-        for variant in variants:
+        for variant in variants if warm_up else ():
             _time(variant)
         end = time.perf_counter() + seconds
         count = 0

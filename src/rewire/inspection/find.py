@@ -100,8 +100,8 @@ def _around(model: nn.Module, path: str) -> tuple[str, str]:
 def _separate(model: nn.Module) -> Iterator[_Place]:
     for found in families.separate_projections(model):
         parent = model.get_submodule(found.path)
-        linears = [linears.linear_facts(parent.get_submodule(part)) for part in found.parts]
-        facts = [linear for linear in linears if not isinstance(linear, str)]
+        seen = [linears.linear_facts(parent.get_submodule(part)) for part in found.parts]
+        facts = [linear for linear in seen if not isinstance(linear, str)]
         family = Family(
             kind=f"separate {found.kind}",
             path="",
