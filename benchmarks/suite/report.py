@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from suite.machine import Limit
 from suite.results import Result
@@ -38,9 +39,17 @@ def write(run: Run, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     stem = _unused(folder, run.name)
     paths = [folder / f"{stem}.json", folder / f"{stem}.md"]
-    paths[0].write_text(json.dumps({"rewire_benchmark": 1, **asdict(run)}, indent=1) + "\n", "utf-8")
+    paths[0].write_text(json.dumps({"rewire_benchmark": 1, **data(run)}, indent=1) + "\n", "utf-8")
     paths[1].write_text(markdown(run), "utf-8")
     return paths
+
+
+def data(run: Run) -> dict[str, Any]:
+    """The run as JSON data, with the outcome of every result."""
+    whole = asdict(run)
+    for record, result in zip(whole["results"], run.results, strict=True):
+        record["outcome"] = result.outcome
+    return whole
 
 
 def _unused(folder: Path, name: str) -> str:
@@ -78,7 +87,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[s
 
 def row(result: Result) -> tuple[str, ...]:
     """The cells of one result."""
-    aim = "" if result.aim is None else f"≤ {result.aim:.2f} {'met' if result.is_met else 'MISSED'}"
+    aim = "" if result.aim is None else f"≤ {result.aim:.2f} {result.outcome}"
     check = result.check if result.is_right else f"WRONG: {result.check}"
     notes = ", ".join(f"{name} {value}" for name, value in result.notes.items())
     times, ratio = result.seconds, result.ratio

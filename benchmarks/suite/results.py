@@ -40,9 +40,16 @@ class Result:
         return f"{self.case}: {self.variant}"
 
     @property
-    def is_met(self) -> bool | None:
-        """Whether the aim is met, to the two decimals it is stated in; None without one."""
-        return None if self.aim is None else round(self.ratio.median, 2) <= self.aim
+    def outcome(self) -> str:
+        """Whether the aim is met, to the two decimals it is stated in; empty without one.
+
+        Undecided: the median misses it, but the better quarter of the rounds does not.
+        """
+        if self.aim is None:
+            return ""
+        if round(self.ratio.median, 2) <= self.aim:
+            return "met"
+        return "undecided" if round(self.ratio.lower, 2) <= self.aim else "MISSED"
 
 
 @dataclass(frozen=True)
