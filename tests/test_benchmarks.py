@@ -174,11 +174,12 @@ def test_peak_of_counts_what_is_held_and_freed() -> None:
     assert memory.peak_of(lambda: None) < 8 * 2**20
 
 
-def test_memory_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "suite.memory", "MiniLM, join", "plain"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    peaks = json.loads(done.stdout.splitlines()[-1])
-    assert 0 < peaks["apply_"] < 10 * 2**20  # the model has 87 MiB, its largest edited layer 1.7
+def test_memory_process() -> None:
+    apply = suite("apply")
+    (subject,) = (one for one in apply.SUBJECTS if one.name == "MiniLM, join")
+    peaks = apply._peaks(subject, "plain")
+    assert peaks.keys() == {apply.APPLY, apply.REVERT}
+    assert all(0 < peak < 10 * 2**20 for peak in peaks.values())  # of the model's 87 MiB
 
 
 def test_load(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import same, snapshot, tree
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -23,6 +22,7 @@ import rewire
 from rewire import families, probe
 from rewire.plan import Edit, Join, Plan, Split
 from rewire.proof import cases_for
+from tiny import same, snapshot, tree
 
 SAMPLE = (
     "albert", "aria_text", "bart", "bert", "bloom", "blip_vision_model", "codegen", "deberta-v2", "deepseek_v2",
@@ -66,9 +66,7 @@ def small(model_type: str) -> nn.Module:
 def everything(model: nn.Module) -> Plan:
     """A plan that splits all that is fused and joins all that is separate."""
     edits: list[Edit] = [
-        Split(found.path)
-        for found in families.fused_projections(model)
-        if isinstance(found, families.FusedProjection)
+        Split(found.path) for found in families.fused_projections(model) if isinstance(found, families.FusedProjection)
     ]
     for number, separate in enumerate(families.separate_projections(model)):
         if not any(edit.target.startswith(f"{separate.path}.") for edit in edits if isinstance(edit, Split)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +83,16 @@ def test_minilm(capsys: pytest.CaptureFixture[str], minilm_path: Path, tmp_path:
 
 
 def test_sam_small(screen: Screen, tmp_path: Path) -> None:
+    library_class, state = modeling_sam.SamVisionAttention, torch.random.get_rng_state()
     assert sam.demonstrate(screen, tmp_path, SMALL)
+    assert modeling_sam.SamVisionAttention is library_class
+    assert torch.equal(torch.random.get_rng_state(), state)
     output = shown(screen)
     assert "✓ SAM: all" in output
     assert "0 of 18 q, k, v tensors exist" in output  # recipe A
-    assert "0 of 18 q, k, v tensors are the checkpoint's" in output  # recipe B
+    assert "0 of 18 q, k, v tensors are the checkpoint's; messages: none" in output  # recipe B
     assert output.count("rewire.prove catches it") == 2
     assert output.count("proof FAILED") == 2
-
-
-def test_sam_leaves_no_trace(screen: Screen, tmp_path: Path) -> None:
-    library_class, state = modeling_sam.SamVisionAttention, torch.random.get_rng_state()
-    sam.demonstrate(screen, tmp_path, SMALL)
-    assert modeling_sam.SamVisionAttention is library_class
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # ---------------------------------------------------------------- starting one
@@ -161,7 +159,18 @@ def test_measured_counts_follow_the_formula(checkpoint: Path) -> None:
 def test_recipe_a_changes_nothing(checkpoint: Path) -> None:
     made = recipes.subclass_before_loading(checkpoint)
     assert (made.attention, made.hook_calls) == ("SamVisionSdpaAttention", 0)
-    assert (made.right, made.wanted) == (0, 2 * 3 * LAYERS)
+    assert (made.right, made.wanted, made.messages) == (0, 2 * 3 * LAYERS, ())
+
+
+def test_messages_are_collected_and_logging_left_as_it_was() -> None:
+    logger = logging.getLogger("transformers")
+    before = logger.level, logger.handlers
+    with recipes._messages() as messages:
+        logger.warning("one")
+        logger.info("not this")
+        warnings.warn("two", stacklevel=1)
+    assert messages == ["one", "two"]
+    assert (logger.level, logger.handlers) == before
 
 
 def test_recipe_a_is_undone_after_a_failure(tmp_path: Path) -> None:

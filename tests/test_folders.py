@@ -373,3 +373,44 @@ def test_the_example_folder_of_a_real_model(minilm_path: Path, tmp_path: Path) -
     torch.testing.assert_close(output(model, input_ids=ids()), output(plain, input_ids=ids()), rtol=1e-4, atol=1e-5)
     rewire.save(model, tmp_path / "out")
     assert same(snapshot(AutoModel.from_pretrained(tmp_path / "out")), snapshot(plain))
+
+
+def test_an_adapter_that_takes_a_part_of_the_weights(llama: Path, tmp_path: Path) -> None:
+    """PiSSA moves the leading part of a weight into the adapter: saved, loaded and taken off again."""
+    model = rewire.load(llama, Lora("q_proj", r=4, init_lora_weights="pissa"))
+    plain = LlamaForCausalLM.from_pretrained(llama)
+    torch.testing.assert_close(output(model, input_ids=ids()), output(plain, input_ids=ids()), rtol=1e-3, atol=1e-3)
+    before = output(model, input_ids=ids())
+    for layout in ("original", "edited"):
+        rewire.save(model, tmp_path / layout, layout)
+        assert torch.equal(output(rewire.load(tmp_path / layout), input_ids=ids()), before)
+    rewire.revert_(model)
+    assert same(snapshot(model), snapshot(plain))
+
+
+def test_merged_adapters_are_not_put_on_again(llama: Path, tmp_path: Path) -> None:
+    model = rewire.load(llama, Plan([JOIN, Lora("qkv_proj", r=4, init_lora_weights=False)]))
+    before = output(model, input_ids=ids())
+    rewire.save(model, tmp_path / "out", merge_adapters=True)
+    again = rewire.load(tmp_path / "out")
+    assert not hasattr(again, "peft_config")
+    assert [edit["join"]["name"] for edit in rewire.receipt(again).plan["edits"] if "name" in edit["join"]] == []
+    torch.testing.assert_close(output(again, input_ids=ids()), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["original", "edited"])
+def test_a_model_that_was_given_to_peft_by_hand(llama: Path, layout: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = rewire.load(llama, JOIN)
+    expected = snapshot(model)
+    get_peft_model(model, LoraConfig(target_modules=["qkv_proj"], r=2))
+    rewire.save(model, tmp_path / "out", layout)
+    assert same(snapshot(rewire.load(tmp_path / "out")), expected)
+    assert (tmp_path / "out" / "adapter" / "default" / "adapter_config.json").is_file()
+
+
+def test_an_adapter_has_the_mode_of_its_model(llama: Path) -> None:
+    model = rewire.load(llama, Lora("q_proj", r=4, lora_dropout=0.5, init_lora_weights=False))
+    assert torch.equal(output(model, input_ids=ids()), output(model, input_ids=ids()))
+    assert not any(module.training for module in model.modules())

@@ -67,3 +67,29 @@ def test_an_adapter_on_the_parts_of_every_attention() -> None:
 def test_nothing_found_is_an_error() -> None:
     with pytest.raises(NoMatchError, match="@attention"):
         rewire.apply_(tiny("llama"), Split("@attention"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "target", "where"),
+    [
+        ("phi3", "@mlp", ".mlp."),
+        ("phi3", "@attention", ".self_attn."),
+        ("llama", "@mlp", ".mlp."),
+        ("llama", "@attention", ".self_attn."),
+    ],
+)
+def test_freezing_one_kind(model_type: str, target: str, where: str) -> None:
+    model = tiny(model_type)
+    rewire.apply_(model, Freeze(target))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen
+    assert all(where in name for name in frozen)
+    assert not any(where in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_a_kind_that_the_model_does_not_have() -> None:
+    for target in ("@mlp", "@experts"):
+        with pytest.raises(NoMatchError):
+            rewire.apply_(tiny("gpt2"), Freeze(target))
+    with pytest.raises(NoMatchError):
+        rewire.apply_(tiny("llama"), Join("@mlp", parts=("q_proj", "k_proj")))

@@ -99,6 +99,45 @@ def test_checkpoints_of_trainer_hold_the_original_names(tmp_path: Path) -> None:
     torch.testing.assert_close(output(plain, input_ids=ids()), output(model, input_ids=ids()))
 
 
+def test_trainer_resumes_an_edited_model(tmp_path: Path) -> None:
+    model = tiny("llama", head=True)
+    rewire.apply_(model, JOIN)
+    train(model, tmp_path, save_strategy="steps", save_steps=12)
+    trained = snapshot(model)
+    fresh = tiny("llama", head=True, seed=5)
+    rewire.apply_(fresh, JOIN)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=12,
+        per_device_train_batch_size=4,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Trainer(model=fresh, args=arguments, train_dataset=Sentences())
+    trainer.train(resume_from_checkpoint=True)
+    assert same(snapshot(fresh), trained)
+
+
+def test_a_state_dict_of_the_untouched_model_fits_the_edited_one() -> None:
+    for model_type, plan in (
+        ("llama", JOIN),
+        ("gpt_neox", Split("**.query_key_value")),
+        ("gpt2", SPLIT_LORA),
+    ):
+        untouched = snapshot(tiny(model_type, head=True, seed=3))
+        model = tiny(model_type, head=True)
+        rewire.apply_(model, plan)
+        result = model.load_state_dict(untouched, strict=plan is not SPLIT_LORA)
+        assert not result.unexpected_keys
+        own = snapshot(model)
+        model.load_state_dict(own)
+        assert same(snapshot(model), own)
+        rewire.revert_(model)
+        assert same(snapshot(model), untouched)
+        assert not model._load_state_dict_pre_hooks
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     results = []

@@ -35,7 +35,7 @@ from rewire.receipts import (
     versions,
 )
 from rewire.resolve import Resolution, resolve
-from rewire.surgery import Change, check_undos, get_tensor
+from rewire.surgery import Change, accept_original_names, check_undos, get_tensor
 from rewire.tensor_rules import Rule, invert, run
 
 
@@ -87,6 +87,7 @@ def remember(model: nn.Module, state: Edited) -> None:
     state = combine(edited(model), state)
     set_edited(model, state)
     hf_seam.revert_on_save(model, layout_rule(state.done))
+    accept_original_names(model, layout_rule(state.done))
 
 
 def hashed(model: nn.Module) -> Receipt | None:
@@ -135,6 +136,7 @@ def revert_(model: nn.Module) -> Receipt:
     _take_back(model, state.done)
     set_edited(model, None)
     hf_seam.revert_on_save(model, ())
+    accept_original_names(model, ())
     return Receipt(
         how="revert",
         model=type(model).__name__,

@@ -6,7 +6,7 @@ import fnmatch
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def load(
     start = time.perf_counter()
     in_place = record is not None and record.layout == "edited"
     try:
-        model, job, report = _load_edited(source, plan, model_class, allow_code, in_place, kwargs)
+        job = _Job(plan, allow_code, in_place, adapters) if plan.edits else None
+        model, report = hf_seam.from_pretrained(source, model_class, job, **kwargs)
     except hf_seam.DoorOccupied as occupied:
         if in_place:
             raise CheckpointError(f"{source}: Transformers converts {occupied}, which the plan edits too") from None
@@ -104,16 +105,19 @@ def _plan(plan: Plan | Edit | None, record: Record | None) -> Plan:
 class _Job:
     """What is done to the model on meta, and what remains to be done when it has its weights."""
 
-    def __init__(self, plan: Plan, allow_code: bool, in_place: bool) -> None:
+    def __init__(self, plan: Plan, allow_code: bool, in_place: bool, adapters: Collection[str]) -> None:
         self.plan = plan
         self.allow_code = allow_code
         self.in_place = in_place
+        self.adapters = adapters
         self.resolution: Resolution | None = None
         self.done: list[Done] = []
         self.later: tuple[Change, ...] = ()
 
     def __call__(self, model: nn.Module) -> Rule:
-        self.resolution = resolve(model, self.plan, allow_code=self.allow_code, rehearse=False)
+        self.resolution = resolve(
+            model, self.plan, allow_code=self.allow_code, given_adapters=self.adapters, rehearse=False
+        )
         early = self.resolution.changes[: len(self.resolution.done)]
         self.later = self.resolution.changes[len(early) :]
         self.done = [
@@ -134,19 +138,6 @@ def _shapes(model: nn.Module, change: Change) -> TensorChange:
     dtype = after[0].dtype if after else ""
     before = tuple(TensorFact(n, shapes[n], dtype, None) for n in names_before(change) if n in shapes)
     return TensorChange(change.edit, change.path, before, after)
-
-
-def _load_edited(
-    source: str | os.PathLike[str],
-    plan: Plan,
-    model_class: type[hf_seam.PreTrainedModel] | None,
-    allow_code: bool,
-    in_place: bool,
-    kwargs: dict[str, Any],
-) -> tuple[hf_seam.PreTrainedModel, _Job | None, hf_seam.LoadReport]:
-    job = _Job(plan, allow_code, in_place) if plan.edits else None
-    model, report = hf_seam.from_pretrained(source, model_class, job, **kwargs)
-    return model, job, report
 
 
 def _finish(model: hf_seam.PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:

@@ -164,7 +164,8 @@ class Receipt:
 
     def summary(self) -> str:
         """One line for people."""
-        places = f"{self.count('changed')} places changed"
+        changed = self.count("changed")
+        places = f"{changed} place{'s' * (changed != 1)} changed"
         others = [f"{self.count(outcome)} {outcome}" for outcome in ("refused", "unmatched") if self.count(outcome)]
         trainable = f"{self.after.trainable:,} of {self.after.parameters:,} parameters trainable"
         return f"{', '.join([places, *others])}; {trainable} ({self.after.trainable_share:.4%}); {self.seconds:.2f} s"

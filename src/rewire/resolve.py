@@ -6,7 +6,7 @@ decided on what the earlier ones leave, and a plan that would fail half-way fail
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,7 +16,7 @@ from rewire.edits import HANDLERS, Match, Refusal, Scene
 from rewire.errors import NoMatchError, RefusedError
 from rewire.plan import Cast, Edit, Freeze, Join, Plan, Split, Unfreeze
 from rewire.receipts import Decision, summarise
-from rewire.surgery import Change, Swap, Undo, skeleton
+from rewire.surgery import Change, Swap, Undo, skeleton, split_path
 from rewire.targets import Target
 from rewire.tensor_rules import Rule
 
@@ -37,13 +37,21 @@ class Resolution:
         return tuple(step for change in self.changes for step in change.rule)
 
 
-def resolve(model: nn.Module, plan: Plan, *, allow_code: bool = False, rehearse: bool = True) -> Resolution:
+def resolve(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    allow_code: bool = False,
+    given_adapters: Collection[str] = (),
+    rehearse: bool = True,
+) -> Resolution:
     """Decides what `plan` does to `model`; changes nothing.
 
     Args:
         model: any model, also on meta.
         plan: what to do.
         allow_code: whether classes that the plan names by import path may be imported.
+        given_adapters: adapters whose weights come from a file.
         rehearse: False for a model on meta that is thrown away if resolving fails: changes that are swaps of
             modules are then carried out on the model itself, up to the first that is not.
 
@@ -52,7 +60,13 @@ def resolve(model: nn.Module, plan: Plan, *, allow_code: bool = False, rehearse:
         RefusedError: an edit would be wrong at a place that it matched; the message lists all such places.
         ConsentError: the plan names code and `allow_code` is false.
     """
-    scene = Scene(skeleton(model) if rehearse else model, model, allow_code, hf_seam.declared_ties(model))
+    scene = Scene(
+        skeleton(model) if rehearse else model,
+        model,
+        allow_code,
+        frozenset(given_adapters),
+        hf_seam.declared_ties(model),
+    )
     changes: list[Change] = []
     decisions: list[Decision] = []
     done: list[Undo] = []
@@ -137,17 +151,20 @@ def _modules(model: nn.Module) -> Iterator[Match]:
 
 
 def _structural(edit: Edit, target: Target, scene: Scene) -> set[str]:
-    """The places that detection finds for `@attention` and the like."""
+    """The places that detection finds for `@attention` and the like.
+
+    For a split these are the fused projections themselves, for everything else the modules that hold projections.
+    """
+    found = [f for f in families.fused_projections(scene.model) if not isinstance(f, families.Refusal)]
+    fused = {f.path for f in found if f.kind == target.structural}
     if isinstance(edit, Split):
-        fused = families.fused_projections(scene.model)
-        found = {f.path for f in fused if not isinstance(f, families.Refusal) and f.kind == target.structural}
-    elif isinstance(edit, Join):
-        separate = families.separate_projections(scene.model)
-        found = {s.path for s in separate if set(edit.parts) <= set(s.parts)}
+        return set(filter(target.path_matches, fused))
+    separate = [s for s in families.separate_projections(scene.model) if s.kind == target.structural]
+    if isinstance(edit, Join):
+        places = {s.path for s in separate if set(edit.parts) <= set(s.parts)}
     else:
-        kinds = {f.path.rpartition(".")[0] for f in families.fused_projections(scene.model)}
-        found = kinds | {s.path for s in families.separate_projections(scene.model)}
-    return {path for path in found if target.path_matches(path)}
+        places = {s.path for s in separate} | {split_path(path)[0] for path in fused}
+    return set(filter(target.path_matches, places))
 
 
 def _no_match_message(edit: Edit, number: int, text: str, target: Target, scene: Scene) -> str:

@@ -15,6 +15,7 @@ from rewire import hf_seam, tensor_rules
 from rewire.artefact import ADAPTERS, LAYOUTS, Record, copy_side_files, new_folder, write_record
 from rewire.errors import OutputError
 from rewire.live import hashed
+from rewire.plan import Lora, Plan
 from rewire.receipts import Done, Edited, edited
 from rewire.surgery import SwapBack
 from rewire.tensor_rules import Rule, invert
@@ -53,7 +54,7 @@ def save(
         raise OutputError(f"{type(model).__name__} is not a PreTrainedModel; save its base model")
     state = edited(model)
     adapters = () if merge_adapters else tuple(getattr(model, "peft_config", {}))
-    record = _record(model, state, layout, adapters)
+    record = _record(model, state, layout, merge_adapters)
     tensors = _tensors(model, state, layout, merge_adapters)
     if any(tensor.is_meta for tensor in tensors.values()):
         raise OutputError(
@@ -73,15 +74,15 @@ def save(
     return Path(folder)
 
 
-def _record(
-    model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, adapters: tuple[str, ...]
-) -> Record | None:
+def _record(model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, merged: bool) -> Record | None:
     if state is None:
         return None
-    plan = state.plan.to_dict()
+    # An adapter that was merged is no longer to be put on; one that somebody else put on is not the plan's.
+    plan = Plan([edit for edit in state.plan.edits if not (merged and isinstance(edit, Lora))], state.plan.name)
+    adapters = tuple(edit.adapter for edit in plan.edits if isinstance(edit, Lora))
     found = hashed(model)
     assert found is not None
-    return Record(layout, plan, found.to_dict(), adapters)
+    return Record(layout, plan.to_dict(), found.to_dict(), adapters)
 
 
 def _tensors(model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, merge: bool) -> dict[str, Tensor]:
@@ -90,6 +91,8 @@ def _tensors(model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, 
     tensors = {name: tensors.get(name, tensor) for name, tensor in model.state_dict().items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not _ADAPTER_TENSOR.search(name)}
     done = state.done if state else []
+    ours = {name for one in done for step in one.rule for name in step.outputs}
+    tensors = {name if name in ours else _unwrapped(name): tensor for name, tensor in tensors.items()}
     if layout == "original":
         return _rewritten(tensors, invert(_rule(done, leave_out={"cast"})), _aside(done))
     adapters_out = invert(_rule(done, leave_out={"cast"}))
@@ -100,6 +103,11 @@ def _tensors(model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, 
 
 
 _ADAPTER_TENSOR = re.compile(r"\.(lora_\w+|modules_to_save)\.")
+
+
+def _unwrapped(name: str) -> str:
+    """The name without the wrapping of an adapter that was not put on by a plan."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _rule(done: list[Done], leave_out: set[str]) -> Rule:

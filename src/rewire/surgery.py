@@ -291,6 +291,34 @@ def _retype(tensor: Tensor, step: Step, aside: Mapping[str, Tensor]) -> dict[str
     return {key: value for key, value in results.items() if key.startswith(KEPT) and key not in aside}
 
 
+@dataclass(frozen=True)
+class OriginalNames:
+    """A hook that has `load_state_dict` of an edited model take tensors of the untouched one too.
+
+    Where all tensors that a part of the rule starts from are there, they are put in the places that they have now;
+    all others, those of the edited model among them, are left as they are.
+    """
+
+    rule: Rule
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+        for part in tensor_rules.components(self.rule):
+            names = {f"{prefix}{name}": name for name in part.sources}
+            if all(name in state_dict for name in names):
+                tensors = {short: state_dict.pop(name) for name, short in names.items()}
+                results = tensor_rules.visible(tensor_rules.run(part.steps, tensors, torch))
+                state_dict.update({f"{prefix}{name}": tensor for name, tensor in results.items()})
+
+
+def accept_original_names(model: nn.Module, rule: Rule) -> None:
+    """Lets `model.load_state_dict` (and so `Trainer`, when it resumes) take the names before `rule`; none: no more."""
+    hooks = model._load_state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "hook", None), OriginalNames)]:
+        del hooks[key]
+    if rule:
+        model.register_load_state_dict_pre_hook(OriginalNames(rule))
+
+
 def split_path(path: str) -> tuple[str, str]:
     """The parent's path and the leaf of a dotted path.
 

@@ -89,6 +89,7 @@ def _pooled(states: Tensor, mask: Tensor) -> Tensor:
 def join_and_prove(screen: Screen, original: Path, before: nn.Module, batches: Sequence[Tokens]) -> nn.Module:
     """The joined model, proven on real sentences and on made-up inputs."""
     with screen.step("Join query, key and value in every layer, while the weights are loaded"):
+        screen.plan(JOINED)
         joined = rewire.load(original, JOINED)
         receipt = rewire.receipt(joined)
         screen.show(receipt)
@@ -107,7 +108,7 @@ def show_embeddings(screen: Screen, before: nn.Module, joined: nn.Module, batche
     """Compares sentence embeddings; returns those of the untouched model."""
     with screen.step("Sentence embeddings"):
         wanted, found = embeddings(before, batches), embeddings(joined, batches)
-        cosine = float((wanted.double() * found.double()).sum(-1).min())
+        cosine = float(F.cosine_similarity(wanted.double(), found.double()).min())
         screen.claim(
             f"cosine to the original at least {LEAST_COSINE} for all {len(wanted)} sentences: {cosine:.9f} "
             f"(largest difference {_largest(wanted, found):.1e})",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ class Outcome:
         hook_calls: how often the hook ran that should split the fused tensors.
         right: how many of the wanted q, k and v tensors the model has, bit-equal to the checkpoint's rows.
         wanted: how many there should be.
+        messages: what was logged or warned about meanwhile.
     """
 
     model: Sam
@@ -33,6 +36,7 @@ class Outcome:
     hook_calls: int
     right: int
     wanted: int
+    messages: tuple[str, ...]
 
 
 def subclass_before_loading(checkpoint: Path) -> Outcome:
@@ -42,9 +46,9 @@ def subclass_before_loading(checkpoint: Path) -> Outcome:
     see the new one.
     """
     new_class = _fresh_class()
-    with _in_place_of_the_library_class(new_class):
+    with _messages() as messages, _in_place_of_the_library_class(new_class):
         model = SamModel.from_pretrained(checkpoint)
-    return _outcome(model, new_class, checkpoint)
+    return _outcome(model, new_class, checkpoint, messages)
 
 
 def swap_after_loading(checkpoint: Path) -> Outcome:
@@ -53,11 +57,12 @@ def swap_after_loading(checkpoint: Path) -> Outcome:
     Nobody carries the weights over, and one window size is given to all layers.
     """
     new_class = _fresh_class()
-    model: Sam = SamModel.from_pretrained(checkpoint)
-    config = model.config.vision_config
-    for layer in model.vision_encoder.layers:
-        layer.attn = new_class(config, config.window_size)
-    return _outcome(model.eval(), new_class, checkpoint)
+    with _messages() as messages:
+        model: Sam = SamModel.from_pretrained(checkpoint)
+        config = model.config.vision_config
+        for layer in model.vision_encoder.layers:
+            layer.attn = new_class(config, config.window_size)
+    return _outcome(model.eval(), new_class, checkpoint, messages)
 
 
 def _fresh_class() -> type[SplitSamAttention]:
@@ -75,12 +80,40 @@ def _in_place_of_the_library_class(new_class: type[nn.Module]) -> Iterator[None]
         vars(modeling_sam)["SamVisionAttention"] = original
 
 
-def _outcome(model: Sam, new_class: type[SplitSamAttention], checkpoint: Path) -> Outcome:
+class _Collector(logging.Handler):
+    """Keeps messages instead of showing them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """Everything from a warning upwards that Transformers logs, and all Python warnings, meanwhile."""
+    logger, collector = logging.getLogger("transformers"), _Collector()
+    before = logger.level, logger.handlers
+    logger.handlers = [collector]
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield collector.messages
+        collector.messages += [str(warning.message) for warning in caught]
+    finally:
+        logger.handlers = before[1]
+        logger.setLevel(before[0])
+
+
+def _outcome(model: Sam, new_class: type[SplitSamAttention], checkpoint: Path, messages: Sequence[str]) -> Outcome:
     wanted = separate_tensors(SamModel.from_pretrained(checkpoint))
     have = model.state_dict()
     right = sum(name in have and torch.equal(have[name], tensor) for name, tensor in wanted.items())
     attention = type(model.vision_encoder.layers[0].attn).__name__
-    return Outcome(model, attention, new_class.hook_calls, right, len(wanted))
+    return Outcome(model, attention, new_class.hook_calls, right, len(wanted), tuple(messages))
 
 
 def separate_tensors(untouched: Sam) -> dict[str, Tensor]:

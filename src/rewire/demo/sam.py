@@ -115,6 +115,7 @@ def _embedding_size(model: Sam) -> float:
 def split_and_prove(screen: Screen, places: Checkpoints) -> None:
     """The split model, proven at full size and, gradients included, on the twin."""
     with screen.step("Split qkv in every vision layer, while the weights are loaded"):
+        screen.plan(QKV)
         before: Sam = SamModel.from_pretrained(places.model)
         after = rewire.load(places.model, QKV)
         receipt = rewire.receipt(after)
@@ -249,19 +250,23 @@ def show_recipes(screen: Screen, places: Checkpoints) -> None:
         made = recipes.subclass_before_loading(places.model)
         unchanged = made.attention == "SamVisionSdpaAttention" and made.hook_calls == 0
         screen.claim(
-            f"nothing changed, and nobody said so: the attention is still {made.attention}, the hook ran "
-            f"{made.hook_calls} times, {made.right} of {made.wanted} q, k, v tensors exist",
-            unchanged and made.right == 0,
+            f"nothing changed: the attention is still {made.attention}, the hook ran {made.hook_calls} times, "
+            f"{made.right} of {made.wanted} q, k, v tensors exist; messages: {_listed(made.messages)}",
+            unchanged and made.right == 0 and not made.messages,
         )
         _catch(screen, recipes.subclass_before_loading, places.twin)
     with screen.step("Published recipe B: load, then put fresh instances into the layers"):
         made = recipes.swap_after_loading(places.model)
         screen.claim(
             f"the class is in place, its weights are random: {made.right} of {made.wanted} q, k, v tensors are the "
-            "checkpoint's, without any message",
-            made.right == 0,
+            f"checkpoint's; messages: {_listed(made.messages)}",
+            made.right == 0 and not made.messages,
         )
         _catch(screen, recipes.swap_after_loading, places.twin)
+
+
+def _listed(messages: tuple[str, ...]) -> str:
+    return "; ".join(messages) or "none"
 
 
 def _catch(screen: Screen, recipe: Callable[[Path], recipes.Outcome], twin: Path) -> None:
@@ -275,6 +280,7 @@ def _catch(screen: Screen, recipe: Callable[[Path], recipes.Outcome], twin: Path
 def replace_and_prove(screen: Screen, twin: Path) -> None:
     """The user's own class by a `Replace` plan: the same idea, with the weights in it."""
     with screen.step("The same class by a Replace plan, which moves the weights along"):
+        screen.plan(OWN_ATTENTION)
         model: Sam = rewire.load(twin, OWN_ATTENTION, allow_code=True)
         proof = _prove(screen, SamModel.from_pretrained(twin), model)
         name = type(model.vision_encoder.layers[0].attn).__name__

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.rule import Rule
 from rich.text import Text
 
+from rewire.plan import Edit, Plan
 from rewire.proof import Check, Proof
 from rewire.receipts import Progress as Tell
 
@@ -54,8 +56,7 @@ class Screen:
     def title(self, text: str) -> None:
         """Begins a demonstration."""
         self.claims = []
-        if not self.quiet:
-            self.console.rule(Text(text, "bold"), align="left")
+        self._print(Rule(Text(f"{text} ", "bold"), align="left"))
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
@@ -72,6 +73,10 @@ class Screen:
     def say(self, text: str) -> None:
         """Plain text."""
         self.show(Text(text))
+
+    def plan(self, *edits: Edit) -> None:
+        """A plan, as it would stand in a file."""
+        self.show(Text(Plan(edits).to_yaml().rstrip(), "cyan"))
 
     def show(self, what: RenderableType) -> None:
         """A table or the like, below the current step."""

@@ -45,12 +45,14 @@ class Scene:
         source: the model itself, for what the skeleton cannot tell (its class and configuration).
         allow_code: whether classes named by import path may be imported.
         ties: names of parameters that are tied to each other by the model's own declaration.
+        given_adapters: adapters whose weights come from a file, so that their initialisation must change nothing.
         edited: paths changed by earlier edits of the plan, with the number and kind of the edit.
     """
 
     model: nn.Module
     source: nn.Module
     allow_code: bool = False
+    given_adapters: frozenset[str] = frozenset()
     ties: Mapping[str, frozenset[str]] = field(default_factory=dict)
     edited: dict[str, str] = field(default_factory=dict)
 

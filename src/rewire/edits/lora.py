@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rewire import tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene
 from rewire.errors import RevertError
 from rewire.plan import Lora
-from rewire.surgery import Change, Placements, Undo, View, place, skeleton
+from rewire.surgery import Change, Placements, Undo, View, get_tensor, place, skeleton, under
 
 
 def decide(edit: Lora, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
@@ -28,10 +28,14 @@ def decide(edit: Lora, number: int, matches: Sequence[Match], scene: Scene) -> I
     options = edit.peft_options()
     if all(type(match.module).__name__ == "Conv1D" for match in matches):
         options.setdefault("fan_in_fan_out", True)
+    if edit.adapter in scene.given_adapters:
+        options["init_lora_weights"] = True
     surgeon = AddAdapter(edit.adapter, paths, options)
     trial = skeleton(scene.model)
     try:
-        surgeon(trial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft says it again when it matters
+            surgeon(trial)
     except (ValueError, TypeError, RuntimeError, AttributeError, ImportError) as error:
         yield Refusal(", ".join(sorted({_leaf(path) for path in paths})), f"peft refuses: {error}")
         return
@@ -95,6 +99,7 @@ class AddAdapter:
         marks = {mark: model.__dict__[mark] for mark in _MARKS if mark in model.__dict__}
         on_meta = all(parameter.is_meta for parameter in model.parameters())
         previous = list(getattr(model, "peft_config", {}))
+        aside = {} if on_meta or not self._rewrites_weights else _weights(before, self.paths)
         with torch.random.fork_rng(enabled=on_meta), warnings.catch_warnings():
             # Several adapters are meant, and all of them are made active below.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
@@ -107,7 +112,15 @@ class AddAdapter:
         after = dict(model.named_modules(remove_duplicate=False))
         originals = {path: module for path, module in before.items() if after.get(path) is not module}
         wrapped = {path: after[path] for path in originals if _outermost(path, originals)}
-        return RemoveAdapter({path: originals[path] for path in wrapped}, wrapped, flags, marks)
+        for path, module in wrapped.items():
+            module.train(originals[path].training)  # peft leaves dropout on, whatever the model's mode
+        return RemoveAdapter({path: originals[path] for path in wrapped}, wrapped, flags, marks, aside)
+
+    @property
+    def _rewrites_weights(self) -> bool:
+        """Whether the initialisation moves a part of the weight into the adapter (PiSSA and the like)."""
+        init = self.options.get("init_lora_weights", True)
+        return isinstance(init, str) and init not in {"gaussian", "orthogonal"}
 
     def config(self, model: nn.Module) -> Any:
         """The `peft.LoraConfig`. Raises what peft raises for options that do not fit."""
@@ -123,6 +136,12 @@ class AddAdapter:
         if reached <= set(self.paths):
             return leaves
         return "|".join(re.escape(path) for path in self.paths)
+
+
+def _weights(modules: Mapping[str, nn.Module], paths: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of the weights that an initialisation is about to change, by name."""
+    found = ((path, modules[path]._parameters.get("weight")) for path in paths)
+    return {under(path, "weight"): weight.detach().clone() for path, weight in found if weight is not None}
 
 
 _MARKS = ("peft_config", "_hf_peft_config_loaded")
@@ -141,6 +160,7 @@ class RemoveAdapter:
     wrapped: Placements
     flags: Mapping[str, bool]
     marks: Mapping[str, Any]
+    aside: Mapping[str, Tensor]
 
     def check(self, view: View) -> None:
         """The adapter is still where it was put."""
@@ -154,6 +174,8 @@ class RemoveAdapter:
     def __call__(self, model: nn.Module) -> None:
         for path, module in self.originals.items():
             place(model, path, module)
+        for path, weight in self.aside.items():
+            get_tensor(model, path).data = weight
         for mark in _MARKS:
             model.__dict__.pop(mark, None)
         model.__dict__.update(self.marks)

@@ -111,7 +111,8 @@ class Tolerances:
     @property
     def reaction(self) -> float:
         """How far outputs must move when an edited tensor is disturbed."""
-        return self.outputs * REACTION_FACTOR
+        # By the table: a caller who allows more does not ask for stronger reactions.
+        return Tolerances(self.promise, self.dtype).outputs * REACTION_FACTOR
 
     @property
     def judges_padding(self) -> bool:
