@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 import threading
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
+import psutil
 import torch
 from torch import nn
 
@@ -256,6 +256,10 @@ def _bytes(facts: Sequence[TensorFact]) -> int:
 
 def peak_rss_bytes() -> int:
     """The largest resident memory of this process so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
