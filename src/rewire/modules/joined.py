@@ -147,7 +147,7 @@ class JoinedPart(nn.Module):
         # A compiler traces the hand-over badly; an inference tensor does not count its in-place changes.
         if torch.compiler.is_compiling() or _is_tracing() or input.is_inference():
             return self._rows(input, self.index, self.index + 1)
-        state = (input._version, *_mode(input), *(_stamp(p) for p in self._joined.parameters()))
+        state = (input._version, *_mode(input), *_stamps(self._joined))
         handed = self._take(input, state)
         return self._compute(input, state) if handed is None else handed
 
@@ -260,8 +260,12 @@ def _mode(x: Tensor) -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.get_autocast_dtype(device) if autocast else None
 
 
-def _stamp(parameter: Tensor) -> tuple[int, int]:
-    return id(parameter), 0 if parameter.is_inference() else parameter._version
+def _stamps(joined: nn.Module) -> list[tuple[int, int]]:
+    """Changes whenever a weight does."""
+    # Walking the tree takes longer than a small product; it is needed only under an adapter's wrapper.
+    bare = type(joined) is JoinedProjection
+    parameters = joined._parameters.values() if bare else joined.parameters()
+    return [(id(p), 0 if p.is_inference() else p._version) for p in parameters if p is not None]
 
 
 def _forget(scratch: _Scratch) -> Any:
