@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,18 @@ def test_a_copy_is_edited_by_itself(case: Case) -> None:
     assert torch.equal(output(twin, **case.inputs()), before)
     rewire.revert_(twin)
     assert same(snapshot(twin), snapshot(model))
+
+
+def test_a_pickled_model_is_edited_too(case: Case) -> None:
+    """What a worker process gets."""
+    model = case.model()
+    tensors = snapshot(model)
+    rewire.apply_(model, case.plan)
+    twin = pickle.loads(pickle.dumps(model))
+    assert same(snapshot(twin), snapshot(model))
+    assert torch.equal(output(twin, **case.inputs()), output(model, **case.inputs()))
+    rewire.revert_(twin)
+    assert same(snapshot(twin), tensors)
 
 
 def test_training_moves_the_same_way(case: Case) -> None:
