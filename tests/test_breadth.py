@@ -1,7 +1,7 @@
 """Every model type of Transformers, small: all projections split and joined, same outputs, and all the way back.
 
-`make sweep` runs all types; an ordinary run a sample. A type that cannot be made small, or run with simple inputs,
-is skipped with the reason.
+`make sweep` runs all types; an ordinary run a sample. A type that cannot be made small is skipped with the reason, and
+so is one of which only a part could be checked: a pass means that outputs, the way back and loading were all compared.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def test_every_projection(model_type: str, tmp_path: Path) -> None:
         expected = run(model, kwargs)
     except Exception:  # no simple inputs: the weights are still checked
         kwargs, expected = {}, []
+    unchecked = [] if expected else ["outputs"]
     before, modules = snapshot(model), tree(model)  # now: BigBird changes its attention in its own forward
 
     rewire.apply_(model, plan)
@@ -113,16 +114,19 @@ def test_every_projection(model_type: str, tmp_path: Path) -> None:
     rewire.revert_(model)
     assert same(snapshot(model), before)
     assert tree(model) == modules
-    _check_loading(model, plan, tmp_path)
+    unchecked += [] if _check_loading(model, plan, tmp_path) else ["loading"]
+    if unchecked:
+        pytest.skip(f"checked in part, without {' and '.join(unchecked)}: {model_type}")
 
 
-def _check_loading(model: Any, plan: Plan, folder: Path) -> None:
-    """Loading with the plan gives the tensors of loading first and editing then."""
+def _check_loading(model: Any, plan: Plan, folder: Path) -> bool:
+    """Loading with the plan gives the tensors of loading first and editing then; False if it cannot be tried."""
     try:
         model.save_pretrained(folder)
         plain = type(model).from_pretrained(folder)
     except Exception:  # some shrunk configurations cannot be read back
-        return
+        return False
     rewire.apply_(plain, plan)
     loaded = rewire.load(folder, plan, model_class=type(model))
     assert same(snapshot(loaded), snapshot(plain))
+    return True
