@@ -15,6 +15,8 @@ PYTHONS     := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python
 PYTEST_ARGS ?=
 DEMO_ARGS   ?= all
 BENCH_ARGS  ?=
+# Processes side by side in `make sweep`.
+JOBS        ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -37,7 +39,8 @@ demo: setup ## run the demonstrations on a real model (DEMO_ARGS=all)
 test: setup ## run the tests (PYTEST_ARGS='-k name')
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
-sweep: setup ## run the long tests over many model types
+sweep: setup ## prove every edit on every model type, write docs/coverage.md, and run the long tests
+	@$(BIN)/rewire coverage --jobs $(JOBS) --markdown docs/coverage.md
 	@$(BIN)/python -m pytest -q -m sweep $(PYTEST_ARGS)
 
 lint: setup ## check style, formatting and types

@@ -16,6 +16,7 @@ COMMANDS = [
     ["inspect"],
     ["apply"],
     ["prove"],
+    ["coverage"],
     ["demo"],
     ["plan"],
     ["plan", "check"],

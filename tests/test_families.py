@@ -31,6 +31,7 @@ from rewire.families import (
     fused_projection,
     fused_projections,
     separate_projections,
+    separate_refusals,
 )
 from rewire.family_table import FAMILIES
 from rewire.linears import LinearFacts, linear_facts
@@ -192,9 +193,25 @@ def subclassed() -> nn.Module:
     return linear
 
 
+class HalvedConvolution(nn.Conv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
+class LoudAttention(nn.MultiheadAttention):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out, weights = super().forward(*args, **kwargs)
+        return 2 * out, weights
+
+
 ALTERED: dict[str, tuple[Any, str]] = {
     "relu": (nn.ReLU, "ReLU is not a linear layer"),
-    "convolution": (lambda: nn.Conv1d(3, 5, 1), "not a linear layer"),
+    "convolution": (lambda: nn.Conv1d(3, 5, 3), "not a linear layer: it looks at 3 positions at a time"),
+    "convolution with padding": (lambda: nn.Conv2d(3, 5, 1, padding=1), "it skips or adds positions"),
+    "convolution in steps": (lambda: nn.Conv1d(3, 5, 1, stride=2), "it skips or adds positions"),
+    "other convolution": (lambda: HalvedConvolution(3, 5, 1), "a forward of its own that is not the one of a conv"),
+    "keys of another width": (lambda: nn.MultiheadAttention(4, 2, kdim=6), "keys 6, values 4, so each has a weight"),
+    "other attention": (lambda: LoudAttention(4, 2), "a forward of its own that is not the one of nn.Multihead"),
     "embedding": (lambda: nn.Embedding(3, 5), "not a linear layer"),
     "bilinear": (lambda: nn.Bilinear(3, 3, 5), "not a linear layer"),
     "lazy": (lambda: nn.LazyLinear(5), "no shape yet"),
@@ -389,6 +406,10 @@ KNOWN: list[tuple[str, dict[str, Any], str, tuple[str, ...], tuple[int, ...], in
     ("sam_vision_model", {}, "qkv", QKV, (768, 768, 768), 1),
     ("moonshine", {}, "decoder.layers.0.mlp.fc1", ("up", "gate"), (1152, 1152), 1),
     ("minimax", {}, "qkv_proj", QKV, (4096, 4096, 4096), 32),
+    ("qwen3_5", {}, "in_proj_qkv", QKV, (2048, 2048, 4096), 1),
+    ("qwen3_next", {}, "in_proj_qkvz", ("q", "k", "v", "z"), (2048, 2048, 4096, 4096), 16),
+    ("qwen3_next", {}, "in_proj_ba", ("b", "a"), (32, 32), 16),
+    ("mobilevitv2", {}, "qkv_proj.convolution", QKV, (1, 128, 128), 1),
 ]  # fmt: skip
 
 
@@ -450,8 +471,11 @@ NOT_FUSED = [
     ("mamba", "in_proj", "state space model"),
     ("jamba", "in_proj", "state space model"),
     ("lfm3", "in_proj", "short convolution"),
-    ("qwen3_5", "in_proj_qkv", "gated delta net"),
-    ("qwen3_next", "in_proj_qkvz", "gated delta net"),
+    ("mamba", "x_proj", "time steps"),
+    ("gemma3n_audio", "linear_start", "short convolution"),
+    ("focalnet", "projection_in", "focal modulation"),
+    ("d_fine", "gateway.gate", "two gates"),
+    ("vibevoice", "layers.0.linear", "adaptive norm"),
     ("deepseek_v2", "kv_a_proj_with_mqa", "latent"),
     ("deepseek_v4", "self_attn.kv_proj", "same rows"),
     ("reformer", "query_key", "same rows"),
@@ -503,7 +527,9 @@ def sources() -> dict[str, str]:
 def linears() -> dict[str, str]:
     """`Class.attribute` of every linear that a class of the package gives itself, and how it is made."""
     made: dict[str, str] = {}
-    pattern = r"^ *class (\w+)|self\.(\w+) = (?:\(\s*)?[\w.]*(?:Linear|Conv1D|LayerWithBN)\(\s*([^\n]*)"
+    pattern = (
+        r"^ *class (\w+)|self\.(\w+) = (?:\(\s*)?[\w.]*(?:Linear|Conv1D|LayerWithBN|MobileViTV2ConvLayer)\(\s*([^\n]*)"
+    )
     for text in sources().values():
         owner = ""
         for found in re.finditer(pattern, text, re.MULTILINE):
@@ -635,6 +661,15 @@ SEPARATE: list[tuple[str, dict[str, Any], str, tuple[str, ...], tuple[str, ...]]
     ("mobilebert", {}, "encoder.layer.0.attention.self", ("q", "k"), ("query", "key")),
     ("mt5", {}, "encoder.block.0.layer.1.DenseReluDense", ("gate", "up"), ("wi_0", "wi_1")),
     ("blip_2_qformer", {}, "encoder.layer.0.crossattention.attention", ("k", "v"), ("key", "value")),
+    ("cpmant", {"num_hidden_layers": 1}, "encoder.layers.0.ffn.ffn.w_in", ("gate", "up"), ("w_0", "w_1")),
+    ("moshi", {}, "layers.0.self_attn", QKV, ("q_proj.linear", "k_proj.linear", "v_proj.linear")),
+    ("gemma4_vision", {}, "encoder.layers.0.mlp", ("gate", "up"), ("gate_proj.linear", "up_proj.linear")),
+    ("squeezebert", {}, "encoder.layers.0.attention", QKV, ("query", "key", "value")),
+    ("janus", {}, "vqmodel.encoder.mid.attn_1", QKV, ("q", "k", "v")),
+    ("aimv2", {}, "vision_model.head", ("k", "v"), ("k_proj", "v_proj")),  # whose queries are learned
+    ("swiftformer", {}, "encoder.network.0.blocks.2.attn", ("q", "k"), ("to_query", "to_key")),
+    ("zaya", {}, "layers.0.self_attn.qkv_proj", QKV, ("q_proj", "k_proj", "v_proj_current")),
+    ("grounding-dino", {}, "encoder.layers.0.fusion_layer.attn", ("k", "v"), ("text_proj", "values_text_proj")),
 ]  # fmt: skip
 
 
@@ -657,6 +692,85 @@ def test_what_is_alike_in_name_only_is_not_listed() -> None:
         linears(q_a_proj=(4, 8), k_b_proj=(4, 8), v_proj=(4, 8)),
     ]
     assert [separate_projections(module) for module in nothing] == [()] * len(nothing)
+
+
+def test_keys_may_stand_in_for_values() -> None:
+    attention = nn.ModuleDict({"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 4)})
+    assert separate_projections(attention) == ()
+    attention.v_proj = None  # type: ignore[assignment]
+    assert [one.parts for one in separate_projections(attention)] == [("q_proj", "k_proj")]
+
+
+def test_tensors_that_two_modules_hold_are_counted_once() -> None:
+    attentions = nn.ModuleList(nn.ModuleDict({name: nn.Linear(4, 4) for name in QKV}) for _ in range(2))
+    assert len(separate_projections(attentions)) == 2
+    for name in QKV:
+        attentions[1][name].weight = attentions[0][name].weight
+    assert [one.path for one in separate_projections(attentions)] == ["0"]
+
+
+class NotLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 4))
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.zeros(4, 2, 2)) for _ in range(3))
+
+
+NOT_JOINED: dict[str, tuple[nn.Module, str]] = {
+    "bare": (Bare(), "q, k, v are bare parameters of Bare, not layers"),
+    "not linear": (
+        nn.ModuleDict({name: NotLinear() for name in QKV}), "q, k, v: NotLinear is not a linear layer"
+    ),
+    "widths": (
+        nn.ModuleDict({"q": nn.Linear(4, 2), "k": nn.Linear(5, 2), "v": nn.Linear(6, 2)}),
+        "q 4 → 2, k 5 → 2, v 6 → 2: no two of them read inputs of the same width",
+    ),
+    "packed": (
+        nn.ModuleDict({"gate_proj": PackedWeight(4, 4), "up_proj": nn.Linear(4, 4)}),
+        "gate_proj: already quantised (weight of torch.int8)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_JOINED)
+def test_what_sounds_separate_and_cannot_be_joined_is_refused_with_the_reason(case: str) -> None:
+    module, words = NOT_JOINED[case]
+    (refusal,) = separate_refusals(nn.ModuleDict({"attn": module}))
+    assert refusal.path == "attn"
+    assert words in refusal.reason
+    assert separate_projections(module) == ()
+
+
+@pytest.mark.parametrize("model_type", ["gemma4_text", "cvt", "llama", "longformer", "rwkv", "qwen3_next"])
+def test_norms_and_the_like_are_no_projections_that_are_missing(model_type: str) -> None:
+    assert separate_refusals(on_meta(model_type)) == ()
+
+
+def test_the_attention_of_torch() -> None:
+    model = nn.ModuleDict({"head": nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})})
+    (projection,) = fused_projections(model)
+    assert isinstance(projection, FusedProjection)
+    assert (projection.path, projection.owner) == ("head.attention", "head.attention")
+    assert (projection.roles, projection.sizes, projection.layout) == (QKV, (8, 8, 8), "stacked")
+    assert families.known_projection(model, "head.attention") == projection
+    assert "groups is 1, not 2" in refused(model, "head.attention", groups=2)
+    (other,) = fused_projections(nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2, kdim=4)}))
+    assert isinstance(other, Refusal)
+    assert "keys 4, values 8, so each has a weight of its own" in other.reason
+
+
+def test_convolutions_that_sound_fused() -> None:
+    convolutions = {"qkv": nn.Conv1d(4, 12, 1), "kv": nn.Conv1d(4, 8, 1, groups=2), "in_proj": nn.Conv1d(4, 8, 3)}
+    model = nn.ModuleDict(convolutions)
+    assert [one.path for one in fused_projections(model)] == ["qkv", "kv"]  # the third looks at three positions
+    assert "the probe tries linear layers alone" in refused(model, "qkv")
+    assert "Conv1d of 2 groups: each reads a part of the input alone" in refused(model, "kv")
+    assert found(model, "qkv", layout="stacked").sizes == (4, 4, 4)
 
 
 def test_linears_that_are_not_plain_are_left_out() -> None:

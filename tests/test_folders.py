@@ -89,7 +89,7 @@ def test_models_whose_attention_initialises_its_own_projections(
 
 def test_a_tensor_written_to_after_loading_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny("clip_text_model").save_pretrained(tmp_path)
-    monkeypatch.setattr(joined, "_rows_of", lambda tensor, start, stop: tensor[start:stop])  # no mark
+    monkeypatch.setattr(joined, "_rows_of", lambda tensor, start, stop, company: tensor[start:stop])  # no mark
     with pytest.raises(CheckpointError, match=r"qkv_proj\.weight was given new values after it was loaded"):
         rewire.load(tmp_path, Join("**.self_attn", parts=QKV))
 

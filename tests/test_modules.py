@@ -8,6 +8,8 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rewire.modules import JoinedPart, JoinedProjection, RenamedModule, SplitProjection
-from rewire.modules.joined import join_parts
+from rewire.modules import (
+    JoinedPart,
+    JoinedProjection,
+    RenamedModule,
+    SplitLayer,
+    SplitMultiheadAttention,
+    SplitProjection,
+)
+from rewire.modules.joined import join_parts, joined_layer
+from rewire.modules.rows import together, with_rows
 
 IN = 8
 
@@ -330,3 +340,220 @@ def test_a_renamed_module_is_whatever_has_the_new_name_now() -> None:
     twin = pickle.loads(pickle.dumps(copy.deepcopy(parent)))
     assert twin.old.weight is twin.new.weight
     assert list(twin.state_dict()) == ["new.weight", "new.bias"]
+
+
+# ---------------------------------------------------------------- layers that are no nn.Linear
+
+
+class Bank(nn.Module):
+    """A matrix for each place, or for the places that are asked for (as Moshi's)."""
+
+    def __init__(self, n_in: int, n_out: int, places: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(places, n_out, n_in))
+
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        weight = self.weight if places is None else self.weight[places]
+        return torch.einsum("noi,bni->bno", weight, x)
+
+
+class Heads(nn.Module):
+    """Three layers of one kind, called alike."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q(*args), self.k(*args), self.v(*args)
+
+
+def heads_joined(plain: Heads, **how: int) -> Heads:
+    """The same with one joined layer."""
+    model = copy.deepcopy(plain)
+    dim, groups = how.get("row_dim", 0), how.get("groups", 1)
+    parts = [model.get_submodule(name) for name in "qkv"]
+    sizes = [part.weight.shape[dim] for part in parts]
+    whole, company = joined_layer(parts[0], tuple("qkv"), sizes, **how)
+    for leaf, tensor in parts[0].named_parameters():
+        rows = together([part.get_parameter(leaf).detach() for part in parts], groups, dim)
+        setattr(whole, leaf, nn.Parameter(rows))
+        assert tensor.requires_grad
+    for name, stand_in in join_parts(model, "qkv", whole, company).items():
+        setattr(model, name, stand_in)
+    model.qkv = whole
+    return model
+
+
+KINDS: dict[str, tuple[Callable[[], Heads], tuple[int, ...], dict[str, int]]] = {
+    "convolutions": (
+        lambda: Heads(q=nn.Conv1d(IN, 8, 1), k=nn.Conv1d(IN, 4, 1), v=nn.Conv1d(IN, 4, 1)),
+        (2, IN, 5),
+        {"axis": -2},
+    ),
+    "convolutions of images": (
+        lambda: Heads(**{name: nn.Conv2d(IN, 4, 1, bias=False) for name in "qkv"}),
+        (2, IN, 3, 5),
+        {"axis": -3},
+    ),
+    "grouped convolutions": (
+        lambda: Heads(**{name: nn.Conv1d(IN, 8, 1, groups=4) for name in "qkv"}),
+        (2, IN, 5),
+        {"axis": -2, "groups": 4},
+    ),
+    "banks": (lambda: Heads(q=Bank(IN, 8, 3), k=Bank(IN, 4, 3), v=Bank(IN, 4, 3)), (2, 3, IN), {"row_dim": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_other_kinds_are_joined(kind: str) -> None:
+    make, shape, how = KINDS[kind]
+    torch.manual_seed(0)
+    plain = make()
+    one = heads_joined(plain, **how)
+    x, y = torch.randn(shape), torch.randn(shape)
+    calls: list[int] = []
+    one.qkv.register_forward_hook(lambda *_: calls.append(1))
+    for context in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with context():
+            close(one(x), plain(x))
+            close([one.q(x), one.k(y), one.v(y)], [plain.q(x), plain.k(y), plain.v(y)])
+    assert len(calls) > 0
+    for name in "qkv":
+        assert torch.equal(one.get_submodule(name).weight, plain.get_submodule(name).weight)  # type: ignore[arg-type]
+    sum(part.square().sum() for part in one(x)).backward()
+    sum(part.square().sum() for part in plain(x)).backward()
+    rows = [plain.get_submodule(name).weight.grad for name in "qkv"]
+    torch.testing.assert_close(one.qkv.weight.grad, together(rows, how.get("groups", 1), how.get("row_dim", 0)))
+
+
+def test_one_product_serves_all_parts_only_where_everything_given_is_the_same() -> None:
+    plain = Heads(**{name: Bank(IN, 4, 6) for name in "qkv"})
+    one = heads_joined(plain, row_dim=1)
+    x, first, last = torch.randn(2, 3, IN), torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+    calls: list[int] = []
+    one.qkv.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        close(one(x, first), plain(x, first))
+        assert len(calls) == 1
+        close([one.q(x, first), one.k(x, last)], [plain.q(x, first), plain.k(x, last)])
+        kept = first.clone()
+        given = one.q(x, kept)
+        kept.copy_(last)
+        close([given, one.k(x, kept)], [plain.q(x, first), plain.k(x, last)])
+
+
+def test_a_split_layer_is_called_as_the_fused_one_was() -> None:
+    torch.manual_seed(0)
+    bank = Bank(IN, 6, 3)
+    gate, up = with_rows(bank, 2, 1), with_rows(bank, 4, 1)
+    gate.weight, up.weight = (nn.Parameter(part.detach()) for part in bank.weight.split([2, 4], dim=1))
+    split = SplitLayer({"gate": gate, "up": up}, row_dim=1)
+    x = torch.randn(2, 3, IN)
+    close([split(x), split(x[:, 1:2], torch.tensor([2]))], [bank(x), bank(x[:, 1:2], torch.tensor([2]))])
+    assert torch.equal(split.weight, bank.weight)
+    assert split.bias is None
+
+
+def test_a_layer_with_fewer_rows_shares_nothing_with_the_first() -> None:
+    conv = nn.Conv2d(4, 6, 1).eval()
+    conv.register_forward_hook(lambda *_: None)
+    fewer = with_rows(conv, 2)
+    assert repr(fewer) == "Conv2d(4, 2, kernel_size=(1, 1), stride=(1, 1))"
+    assert (len(fewer._forward_hooks), fewer.training, fewer.weight.is_meta) == (0, False, True)
+    assert (conv.out_channels, conv.weight.shape[0]) == (6, 6)
+
+
+# ---------------------------------------------------------------- nn.MultiheadAttention
+
+
+def multihead(**settings: Any) -> tuple[nn.MultiheadAttention, SplitMultiheadAttention]:
+    """An attention of torch and the same with parts."""
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(16, 4, **settings)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter)
+    split = SplitMultiheadAttention(plain, tuple("qkv"))
+    for index, name in enumerate("qkv"):
+        part = split.get_submodule(name)
+        part.weight = nn.Parameter(plain.in_proj_weight.detach().chunk(3)[index].clone())
+        if plain.in_proj_bias is not None:
+            part.bias = nn.Parameter(plain.in_proj_bias.detach().chunk(3)[index].clone())
+    return plain, split
+
+
+MASKS = ("none", "bool", "float", "bool for each head", "float for each head")
+
+
+def attention_mask(kind: str, batch: int, queries: int, keys: int) -> Tensor | None:
+    if kind == "none":
+        return None
+    shape = (batch * 4, queries, keys) if kind.endswith("head") else (queries, keys)
+    if kind.startswith("float"):
+        return torch.randn(shape)
+    hidden = torch.rand(shape) > 0.6
+    hidden[..., 0] = False  # a row that sees nothing has no answer
+    return hidden
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_first": True},
+        {"batch_first": False, "dropout": 0.4},
+        {"batch_first": True, "bias": False, "add_zero_attn": True},
+        {"batch_first": False, "add_bias_kv": True},
+        {"batch_first": True, "add_bias_kv": True, "add_zero_attn": True, "dropout": 0.4},
+    ],
+)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("padding", ["none", "bool", "float"])
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+def test_an_attention_in_parts_is_that_of_torch(settings: dict[str, Any], mask: str, padding: str) -> None:
+    plain, split = multihead(**settings)
+    for training, batch, keys, need_weights in product((False, True), (0, 3), (5, 7), (True, False)):
+        shape = (batch, -1) if settings["batch_first"] else (-1, batch)
+        q, k, v = (torch.randn([length if n < 0 else n for n in shape if n] + [16]) for length in (5, keys, keys))
+        if keys == 5:
+            k = v = q  # what torch has a fast path for
+        masks: dict[str, Any] = {"attn_mask": attention_mask(mask, batch or 1, 5, keys)}
+        if padding != "none":
+            hidden = attention_mask(padding, 1, batch or 1, keys)
+            masks["key_padding_mask"] = hidden if batch or hidden is None else hidden[0]
+        results = []
+        for attention in (plain, split):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                results.append(attention.train(training)(q, k, v, need_weights=need_weights, **masks))
+        (out, weights), (want, want_weights) = results[1], results[0]
+        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+        assert (weights is None) == (want_weights is None)
+        torch.testing.assert_close(weights, want_weights, rtol=1e-4, atol=1e-5)
+
+
+def test_an_attention_in_parts_takes_hints_and_keeps_heads_apart() -> None:
+    plain, split = multihead(batch_first=True)
+    x, causal = torch.randn(2, 5, 16), torch.ones(5, 5, dtype=torch.bool).triu(1)
+    for settings in (
+        {"attn_mask": causal, "is_causal": True, "need_weights": False},
+        {"attn_mask": causal, "is_causal": True, "average_attn_weights": False},
+    ):
+        torch.testing.assert_close(split(x, x, x, **settings), plain(x, x, x, **settings), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="give attn_mask too"):
+        split(x, x, x, is_causal=True)
+    with pytest.raises(TypeError, match=r"booleans or floats, not torch\.int64"):
+        split(x, x, x, attn_mask=causal.long())
+
+
+def test_adapters_on_the_parts_of_an_attention_act_everywhere() -> None:
+    plain, split = multihead(batch_first=True)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    layer.self_attn = split.eval()  # whose fast path reads the fused weight
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        before = layer(x)
+        split.q.register_forward_hook(lambda module, args, out: out + 1)
+        assert not torch.allclose(layer(x), before)
+    assert torch.equal(split.in_proj_weight, plain.in_proj_weight)
+    assert torch.equal(split.in_proj_bias, plain.in_proj_bias)

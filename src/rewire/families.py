@@ -10,18 +10,15 @@ guessed: a wrong row layout passes every check of keys and shapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from rewire.family_table import (
-    GATE_UP,
-    KV,
     LAST_NAMES,
     LAYOUTS,
     LEAVES,
-    QKV,
     WORDS,
     NotFused,
     Rows,
@@ -29,15 +26,20 @@ from rewire.family_table import (
     head_sizes,
     known_family,
 )
-from rewire.linears import REWIRE_CLASSES, is_conv1d, linear_facts, quantiser
+from rewire.linears import REWIRE_CLASSES, LinearFacts, Refusal, is_conv1d, linear_facts, quantiser
+from rewire.roles import KV, QKV, role_of
+from rewire.separate import SeparateProjections, separate_projections, separate_refusals
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why nothing can be done at `path`, and what to do instead."""
-
-    path: str
-    reason: str
+__all__ = [
+    "FusedProjection",
+    "Refusal",
+    "SeparateProjections",
+    "fused_projection",
+    "fused_projections",
+    "known_projection",
+    "separate_projections",
+    "separate_refusals",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class FusedProjection:
     """What the fused linear at `path` holds.
 
     `roles`, `names` and `sizes` follow the order of the rows; `sizes` are rows over all groups, as the row
-    steps of `tensor_rules` want them. `evidence` says, for people, how this is known.
+    steps of `tensor_rules` want them. `evidence` says, for people, how this is known; `owner` is the path of
+    the attention or MLP that it belongs to.
     """
 
     path: str
@@ -56,6 +59,7 @@ class FusedProjection:
     groups: int
     layout: str
     evidence: tuple[str, ...] = ()
+    owner: str = ""
 
 
 def fused_projection(
@@ -92,7 +96,13 @@ def fused_projection(
         result = _stated(sight, wish)
     else:
         result = f"unknown layout {layout!r}; state one of {' | '.join(LAYOUTS)} | auto"
-    return Refusal(path, result) if isinstance(result, str) else result
+    return Refusal(path, result, _is_other(sight)) if isinstance(result, str) else result
+
+
+def _is_other(sight: Sight) -> bool:
+    """Whether what is there is known to be no projection that can be split."""
+    family = known_family(sight.owner, sight.leaf)
+    return family is not None and isinstance(family.rule, NotFused)
 
 
 def known_projection(model: nn.Module, path: str) -> FusedProjection | None:
@@ -102,7 +112,7 @@ def known_projection(model: nn.Module, path: str) -> FusedProjection | None:
     True
     """
     sight = _look(model, path)
-    if isinstance(sight, Refusal) or known_family(sight.owner, sight.leaf) is None:
+    if isinstance(sight, Refusal) or not _is_known(sight):
         return None
     found = _found_in_table(sight)
     return None if isinstance(found, str) else _projection(sight, found, _Wish("auto", (), (), None))
@@ -141,7 +151,7 @@ class _Wish:
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that the names speak of, or the names themselves."""
-        return tuple(_role_of(name) or name for name in self.into)
+        return tuple(role_of(name) or name for name in self.into)
 
 
 def _look(model: nn.Module, path: str) -> Sight | Refusal:
@@ -151,6 +161,8 @@ def _look(model: nn.Module, path: str) -> Sight | Refusal:
     except AttributeError:
         return Refusal(path, "the model has no module of this name")
     facts = linear_facts(module)
+    if isinstance(facts, LinearFacts) and facts.groups > 1:
+        facts = f"{type(module).__name__} of {facts.groups} groups: each reads a part of the input alone"
     if isinstance(facts, str):
         return Refusal(path, facts)
     leaf, around = _surroundings(model, path)
@@ -181,9 +193,15 @@ def _detected(model: nn.Module, sight: Sight, wish: _Wish) -> FusedProjection | 
 
 
 def _found(model: nn.Module, sight: Sight) -> _Found | str:
-    if known_family(sight.owner, sight.leaf) is not None:
+    if _is_known(sight):
         return _found_in_table(sight)
+    if sight.facts.form != "linear":
+        return _ambiguous(sight, "this class is not known, and the probe tries linear layers alone")
     return _probed(model, sight)
+
+
+def _is_known(sight: Sight) -> bool:
+    return sight.facts.form == "multihead" or known_family(sight.owner, sight.leaf) is not None
 
 
 def _probed(model: nn.Module, sight: Sight) -> _Found | str:
@@ -204,6 +222,8 @@ def _probed(model: nn.Module, sight: Sight) -> _Found | str:
 
 
 def _found_in_table(sight: Sight) -> _Found | str:
+    if sight.facts.form == "multihead":
+        return _multihead(sight)
     family = known_family(sight.owner, sight.leaf)
     if family is None:
         return _ambiguous(sight, "this class is not known")
@@ -213,7 +233,15 @@ def _found_in_table(sight: Sight) -> _Found | str:
         return f"{sight.place}: {problem}; to split it all the same, state layout, into and sizes"
     assert not isinstance(rows, str)
     origin = f"{sight.place}: {WORDS[rows.layout]} (known family)"
-    return _Found(rows, (origin, _arithmetic(sight, rows)))
+    notes = (family.note,) if family.note else ()
+    return _Found(rows, (origin, _arithmetic(sight, rows), *notes))
+
+
+def _multihead(sight: Sight) -> _Found:
+    """`nn.MultiheadAttention`, whose rows are no secret."""
+    rows = Rows(QKV, (sight.facts.in_features,) * 3, 1, "stacked")
+    origin = f"{sight.place}: {WORDS['stacked']} (in_proj_weight of nn.MultiheadAttention)"
+    return _Found(rows, (origin, f"{' + '.join(map(str, rows.sizes))} = {sight.rows} rows"))
 
 
 def _ambiguous(sight: Sight, why: str) -> str:
@@ -241,7 +269,8 @@ def _projection(sight: Sight, found: _Found, wish: _Wish) -> FusedProjection:
     names = tuple(map(str, _in_order(wish.into, wish, rows))) or _names(sight, rows.roles)
     kind = "mlp" if set(rows.roles) <= {"gate", "up"} else "attention"
     dealt = (rows.roles, names, rows.sizes, rows.groups, rows.layout)
-    return FusedProjection(sight.path, kind, *dealt, found.evidence)
+    owner = sight.path if sight.facts.form == "multihead" else sight.path.removesuffix(sight.leaf).removesuffix(".")
+    return FusedProjection(sight.path, kind, *dealt, found.evidence, owner)
 
 
 def _names(sight: Sight, roles: tuple[str, ...]) -> tuple[str, ...]:
@@ -313,25 +342,6 @@ def _default_groups(sight: Sight, layout: str, roles: tuple[str, ...]) -> int | 
     return groups[layout]
 
 
-_ROLE_WORDS = {
-    "q": "q", "query": "q", "queries": "q",
-    "k": "k", "key": "k", "keys": "k",
-    "v": "v", "value": "v", "values": "v",
-    "gate": "gate", "up": "up",
-}  # fmt: skip
-
-
-def _role_of(name: str) -> str | None:
-    """The role that a name speaks of, if exactly one.
-
-    >>> [_role_of(name) for name in ("k_proj", "Wq", "to_v", "value", "kv", "up_gate")]
-    ['k', 'q', 'v', 'v', None, None]
-    """
-    words = re.split(r"_", re.sub(r"^[wW](?=[qkv]$)", "", name).lower())
-    found = {_ROLE_WORDS[word] for word in words if word in _ROLE_WORDS}
-    return found.pop() if len(found) == 1 else None
-
-
 # ---------------------------------------------------------------- going through a whole model
 
 _FUSED_NAMES = re.compile(
@@ -346,17 +356,24 @@ def fused_projections(model: nn.Module) -> tuple[FusedProjection | Refusal, ...]
     Candidates whose rows cannot be told apart, and those already adapted, quantised or edited, come as
     refusals with the reason.
     """
-    candidates = (path for path, module in model.named_modules() if _may_be_fused(model, path, module))
-    return tuple(fused_projection(model, path) for path in candidates)
+    candidates: dict[int, str] = {}
+    for path, module in model.named_modules():
+        if _may_be_fused(model, path, module):
+            # Modules of their own may hold the same tensors: counted once, edited together.
+            weight = module._parameters.get("weight")
+            candidates.setdefault(id(module) if weight is None else id(weight), path)
+    return tuple(fused_projection(model, path) for path in candidates.values())
 
 
 def _may_be_fused(model: nn.Module, path: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return True
     leaf = path.rpartition(".")[2]
     sounds_fused = _FUSED_NAMES.search(leaf) is not None
-    if not (isinstance(module, nn.Linear) or is_conv1d(module)):
-        return sounds_fused and _replaced_linear(module)
     if not (sounds_fused or leaf in LAST_NAMES):
         return False
+    if not (isinstance(module, nn.Linear) or is_conv1d(module) or isinstance(linear_facts(module), LinearFacts)):
+        return sounds_fused and _replaced_linear(module)
     name, around = _surroundings(model, path)
     family = known_family(around[0], name)
     if family is None:
@@ -368,104 +385,3 @@ def _replaced_linear(module: nn.Module) -> bool:
     """Whether a linear by another name stands here: adapted, quantised, edited."""
     names = {base.__name__ for base in type(module).__mro__}
     return bool(names & REWIRE_CLASSES) or hasattr(module, "base_layer") or quantiser(module) is not None
-
-
-@dataclass(frozen=True)
-class SeparateProjections:
-    """Child linears of the module at `path` that read inputs of the same width: candidates for a join.
-
-    Known by names and shapes alone; whether they are really given the same tensor is for the join to see
-    (it stays exact if they are not).
-    """
-
-    path: str
-    kind: str  # "attention" or "mlp"
-    roles: tuple[str, ...]
-    parts: tuple[str, ...]
-    evidence: tuple[str, ...] = ()
-
-
-# Gate first. The names of Llama, LFM, MT5, xLSTM, timm and a few more.
-_GATE_UP_PAIRS = (
-    ("gate_proj", "up_proj"),
-    ("w1", "w3"),
-    ("wi_0", "wi_1"),
-    ("proj_up_gate", "proj_up"),
-    ("fc1_g", "fc1_x"),
-    ("gate", "up"),
-    ("fc_gate", "fc_up"),
-    ("linear_gate", "linear_up"),
-)
-
-
-def separate_projections(model: nn.Module) -> tuple[SeparateProjections, ...]:
-    """Every place where queries, keys and values, or gate and up, are linears of their own.
-
-    Where one of queries, keys and values has an input of another width (a cross-attention), the other two
-    are given. Linears that are adapted, quantised or otherwise not plain are left out.
-
-    >>> attention = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("q_proj", "k_proj", "v_proj")})
-    >>> separate_projections(nn.ModuleDict({"attn": attention}))[0].parts
-    ('q_proj', 'k_proj', 'v_proj')
-    """
-    return tuple(
-        SeparateProjections(path, kind, roles, parts, (_width(parent, parts),))
-        for path, parent in model.named_modules()
-        for kind, roles, parts in (*_separate_attention(parent), *_separate_mlp(parent))
-    )
-
-
-_Parts = tuple[str, tuple[str, ...], tuple[str, ...]]
-
-
-def _separate_attention(parent: nn.Module) -> Iterator[_Parts]:
-    """Children named alike but for the role: `q_proj`, `k_proj`, `v_proj`; `Wq`, `Wk`, `Wv`; ..."""
-    alike: dict[str, dict[str, str]] = {}
-    for name, _ in parent.named_children():
-        pattern, role = _pattern(name)
-        if role in QKV:
-            alike.setdefault(pattern, {})[role] = name
-    for names in alike.values():
-        widths = {role: _plain_width(parent, names[role]) for role in QKV if role in names}
-        shared = [role for role, width in widths.items() if width and list(widths.values()).count(width) > 1]
-        if len(widths) == len(QKV) and len(shared) > 1:
-            yield "attention", tuple(shared), tuple(names[role] for role in shared)
-
-
-def _pattern(name: str) -> tuple[str, str]:
-    """A name without its role, and the role.
-
-    >>> _pattern("q_proj"), _pattern("Wk"), _pattern("projection_value"), _pattern("dense")
-    (('*_proj', 'q'), ('W*', 'k'), ('projection_*', 'v'), ('dense', ''))
-    """
-    if re.fullmatch(r"[wW][qkv]", name):
-        return f"{name[0]}*", name[1]
-    role = _role_of(name)
-    if role is None:
-        return name, ""
-    return "_".join("*" if word.lower() in _ROLE_WORDS else word for word in name.split("_")), role
-
-
-def _separate_mlp(parent: nn.Module) -> Iterator[_Parts]:
-    for pair in _GATE_UP_PAIRS:
-        shapes = {_plain_shape(parent, name) for name in pair}
-        if len(shapes) == 1 and None not in shapes:
-            yield "mlp", GATE_UP, pair
-
-
-def _plain_width(parent: nn.Module, name: str) -> int | None:
-    shape = _plain_shape(parent, name)
-    return None if shape is None else shape[0]
-
-
-def _plain_shape(parent: nn.Module, name: str) -> tuple[int, int] | None:
-    """(in, out) of a child that is a plain linear."""
-    child = getattr(parent, name, None)
-    facts = linear_facts(child) if isinstance(child, nn.Module) else "not a module"
-    return None if isinstance(facts, str) else (facts.in_features, facts.out_features)
-
-
-def _width(parent: nn.Module, parts: tuple[str, ...]) -> str:
-    shapes = [_plain_shape(parent, name) or (0, 0) for name in parts]
-    rows = " + ".join(str(n_out) for _, n_out in shapes)
-    return f"{type(parent).__name__}: {', '.join(parts)} all read {shapes[0][0]} features; {rows} rows"

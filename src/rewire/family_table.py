@@ -6,12 +6,13 @@ by a rule that looks at no more than the numbers around the linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from rewire.linears import LinearFacts
+from rewire.roles import GATE_UP, KV, QKV, UP_GATE
 
 #: How the rows of the parts follow each other.
 LAYOUTS = ("stacked", "per_head", "grouped", "interleaved")
@@ -111,7 +112,6 @@ class Rows:
 # ---------------------------------------------------------------- rules: how a family lays out its rows
 
 _Rule = Callable[[Sight], "Rows | str"]
-QKV, KV, GATE_UP, UP_GATE = ("q", "k", "v"), ("k", "v"), ("gate", "up"), ("up", "gate")
 
 
 @dataclass(frozen=True)
@@ -210,20 +210,43 @@ def _levit(sight: Sight) -> Rows | str:
     return Rows(QKV, (narrow, narrow, wide), heads, "per_head")
 
 
+def _delta_net(sight: Sight) -> Rows | str:
+    """Per key head: its query, its key, the values and the output gates (z) of the value heads that share it."""
+    heads, values = sight.number("num_k_heads") or 0, sight.number("num_v_heads") or 0
+    narrow, wide = heads * (sight.number("head_k_dim") or 0), values * (sight.number("head_v_dim") or 0)
+    return Rows((*QKV, "z"), (narrow, narrow, wide, wide), heads, "grouped")
+
+
+def _delta_net_steps(sight: Sight) -> Rows | str:
+    """Per key head: step sizes (b) and decays (a) of the value heads that share it."""
+    values = sight.number("num_v_heads") or 0
+    return Rows(("b", "a"), (values, values), sight.number("num_k_heads") or 0, "grouped")
+
+
+def _one_query(sight: Sight) -> Rows | str:
+    """A single number per position as query; keys and values in full."""
+    width = sight.number("embed_dim") or 0
+    return Rows(QKV, (1, width, width), 1, "stacked")
+
+
 # ---------------------------------------------------------------- the families of Transformers, as data
 
 
 @dataclass(frozen=True)
 class Family:
-    """The rows of the linear `leaf` in the classes `owners` (of `transformers.models`) follow `rule`."""
+    """The rows of the linear `leaf` in the classes `owners` (of `transformers.models`) follow `rule`.
+
+    `note`: what else one should know.
+    """
 
     leaf: str
     owners: tuple[str, ...]
     rule: _Rule
+    note: str = ""
 
 
-def _family(leaf: str, owners: str, rule: _Rule) -> Family:
-    return Family(leaf, tuple(owners.split()), rule)
+def _family(leaf: str, owners: str, rule: _Rule, note: str = "") -> Family:
+    return Family(leaf, tuple(owners.split()), rule, note)
 
 
 _LATENT = (
@@ -237,6 +260,8 @@ _SSM = (
     "MambaMixer NemotronHMamba2Mixer Zamba2MambaMixer ZambaMambaMixer"
 )
 _SHARED_KV = "keys and values are the same rows here"
+_GATED_CONVOLUTION = "input and gate of a short convolution, not attention"
+_MODULATION = "scales, shifts and gates of an adaptive norm, not attention"
 
 #: Read off the forward of each class in Transformers 5.23.0; the tests check it with the numeric probe.
 FAMILIES: tuple[Family, ...] = (
@@ -270,6 +295,13 @@ FAMILIES: tuple[Family, ...] = (
         "EvollaSequenceCompressorAttention GraniteSpeechConformerAttention GraniteSpeechPlusConformerAttention",
         _Equal(KV),
     ),
+    _family("qkv_proj.convolution", "MobileViTV2LinearSelfAttention", _one_query),
+    _family(
+        "in_proj_qkv",
+        "Qwen3_5GatedDeltaNet Qwen3_5MoeGatedDeltaNet Qwen4ExpTextGatedDeltaNet",
+        _Sizes(QKV, ("key_dim", "key_dim", "value_dim")),
+        "linear attention: a short convolution over queries, keys and values follows",
+    ),
     _family("qkv_opreact", "xLSTMLayer", _Sizes((*QKV, "gate"), ("qk_dim", "qk_dim", "v_dim", "v_dim"))),
     # Attention, head by head.
     _family(
@@ -294,6 +326,13 @@ FAMILIES: tuple[Family, ...] = (
     _family("query_key_value", "FalconAttention", _falcon),
     _family("c_attn", "GPTBigCodeAttention", _gpt_bigcode),
     _family("qkv_proj", "CodeGenAttention", _codegen),
+    _family(
+        "in_proj_qkvz",
+        "Qwen3NextGatedDeltaNet",
+        _delta_net,
+        "linear attention: a short convolution over queries, keys and values follows",
+    ),
+    _family("in_proj_ba", "Qwen3NextGatedDeltaNet", _delta_net_steps, "linear attention: step sizes and decays"),
     # MLP: `gate` is the half that goes through the activation.
     _family(
         "gate_up_proj",
@@ -317,19 +356,20 @@ FAMILIES: tuple[Family, ...] = (
         NotFused("two gates and the input of a short convolution, not attention"),
     ),
     _family(
-        "in_proj_qkv",
-        "Qwen3_5GatedDeltaNet Qwen3_5MoeGatedDeltaNet Qwen4ExpTextGatedDeltaNet",
-        NotFused("queries, keys and values of a gated delta net: they pass a convolution together"),
+        "x_proj",
+        "FalconMambaMixer JambaMambaMixer MambaMixer",
+        NotFused("time steps and state matrices of a state space model"),
     ),
+    _family("linear_start", "Gemma3nAudioConformerLightConv1d", NotFused(_GATED_CONVOLUTION)),
+    _family("linear_start.linear", "Gemma4AudioLightConv1d", NotFused(_GATED_CONVOLUTION)),
+    _family("pointwise_lin1", "GraniteSpeech5EncoderConvolutionModule", NotFused(_GATED_CONVOLUTION)),
+    _family("projection_in", "FocalNetModulation", NotFused("a query, a context and gates of a focal modulation")),
+    _family("gate", "DFineGate Deimv2Gate", NotFused("two gates that mix two inputs")),
+    _family("linear", "VibeVoiceDiffusionHeadAdaLayerNorm", NotFused(_MODULATION)),
     _family(
-        "in_proj_qkvz",
-        "Qwen3NextGatedDeltaNet",
-        NotFused("queries, keys, values and gates of a gated delta net, per key head"),
-    ),
-    _family(
-        "in_proj_ba",
-        "Qwen3NextGatedDeltaNet",
-        NotFused("step sizes and decays of a gated delta net, per key head"),
+        "adaln_proj",
+        "GradiumPhononTTSFlowFinalLayer GradiumPhononTTSFlowResBlock PocketTTSFlowFinalLayer PocketTTSFlowResBlock",
+        NotFused(_MODULATION),
     ),
     _family(
         "kv_a_proj_with_mqa",
@@ -346,6 +386,19 @@ FAMILIES: tuple[Family, ...] = (
     _family("linear_kv_points", "EsmFoldInvariantPointAttention", NotFused("points in space: x, y and z of each")),
     _family("in_proj", "BarkMLP Kimi_K25MultimodalProjection", NotFused()),
 )
+
+#: Attentions whose separate layers are not named query, key and value, all three: class to roles and children.
+SEPARATE: Mapping[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+    "SwiftFormerEfficientAdditiveAttention": ((("q", "k"), ("to_query", "to_key")),),
+    "ZayaCCAProjection": ((QKV, ("q_proj", "k_proj", "v_proj_current")),),
+    **dict.fromkeys(
+        ("GroundingDinoBiMultiHeadAttention", "MMGroundingDinoBiMultiHeadAttention"),
+        (
+            (("q", "v"), ("vision_proj", "values_vision_proj")),  # each side is query to the other
+            (("k", "v"), ("text_proj", "values_text_proj")),
+        ),
+    ),
+}
 
 _INDEX = {(owner, family.leaf): family for family in FAMILIES for owner in family.owners}
 LEAVES = frozenset(family.leaf for family in FAMILIES)

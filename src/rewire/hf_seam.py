@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import PreTrainedModel as PreTrainedModel  # noqa: PLC0414 (offered to the rest of the package)
-from transformers.core_model_loading import PrefixChange, WeightConverter
+from transformers.core_model_loading import PrefixChange, WeightConverter, revert_weight_conversion
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -97,6 +97,31 @@ def declared_ties(model: nn.Module) -> dict[str, frozenset[str]]:
     return {name: frozenset(group - {name}) for name, group in groups.items()}
 
 
+def declare_ties(model: nn.Module) -> None:
+    """Has the model's own record of ties go by the names that its parameters have now.
+
+    Some models tie whole modules (Zamba's attention, Diffusion Gemma's decoder), which may have been edited.
+    """
+    for module in model.modules():
+        known: dict[str, str] | None = module.__dict__.get("all_tied_weights_keys")
+        if isinstance(module, PreTrainedModel) and known:
+            parameters = dict(module.named_parameters(remove_duplicate=False))
+            kept = {name: source for name, source in known.items() if {name, source} <= set(parameters)}
+            if len(kept) < len(known):
+                new = module.get_expanded_tied_weights_keys(all_submodels=True)
+                module.all_tied_weights_keys = {**kept, **_true_ties(new, parameters)}
+
+
+def _true_ties(ties: Mapping[str, str], parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Those of `ties` whose names lead to one parameter (or to two that have no values yet)."""
+    found = {}
+    for name, source in ties.items():
+        first, second = parameters.get(name), parameters.get(source)
+        if first is not None and second is not None and (first is second or first.is_meta):
+            found[name] = source
+    return found
+
+
 # --- A tensor rule in the shape of Transformers' weight conversions ---------------------------------------
 
 
@@ -107,12 +132,13 @@ class RuleConverter(WeightConverter):
     more than one, and no pattern can hit a tensor that is not meant.
     """
 
-    __slots__ = ("given", "made", "prefix", "problems", "rule", "table", "was_default")
+    __slots__ = ("given", "made", "prefix", "problems", "rule", "table", "then", "was_default")
 
-    def __init__(self, rule: Rule, prefix: str, *, was_default: bool = False) -> None:
+    def __init__(self, rule: Rule, prefix: str, *, was_default: bool = False, then: Sequence[Any] = ()) -> None:
         self.rule = rule
         self.prefix = prefix
         self.was_default = was_default
+        self.then = tuple(then)
         self.problems: list[str] = []
         self.given: dict[str, tuple[Tensor, int]] = {}
         parts = components(rule)
@@ -143,7 +169,7 @@ class RuleConverter(WeightConverter):
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rule_converter, (self.rule, self.prefix, self.was_default)
+        return _rule_converter, (self.rule, self.prefix, self.was_default, self.then)
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """The first name that the tensor `source_key` goes to, and the name it has in the table."""
@@ -175,19 +201,32 @@ class RuleConverter(WeightConverter):
             return {}
         made = {name: tensor.contiguous() for name, tensor in tensor_rules.visible(results).items()}
         self.given |= {name: (tensor, tensor._version) for name, tensor in made.items()}
-        return made
+        return _converted_back(model, made, self.then) if self.then else made
 
     def overwritten(self) -> list[str]:
         """Tensors that were given to the model and have had other values written into them since."""
         return [name for name, (tensor, version) in self.given.items() if tensor._version != version]
 
     def reverse_transform(self) -> RuleConverter:
-        """The conversion back."""
-        return RuleConverter(invert(self.rule), self.prefix)
+        """The conversion back, after which the tensors go through what `then` reverses to."""
+        return RuleConverter(invert(self.rule), self.prefix, then=self.then)
 
 
-def _rule_converter(rule: Rule, prefix: str, was_default: bool) -> RuleConverter:
-    return RuleConverter(rule, prefix, was_default=was_default)
+def _rule_converter(rule: Rule, prefix: str, was_default: bool, then: Sequence[Any]) -> RuleConverter:
+    return RuleConverter(rule, prefix, was_default=was_default, then=then)
+
+
+def _converted_back(model: Any, tensors: dict[str, Tensor], conversions: Sequence[Any]) -> dict[str, Tensor]:
+    """`tensors` of the untouched model as the reverse of Transformers' own `conversions` makes them.
+
+    `save_pretrained` gives every tensor to one converter alone, so those that a plan takes would miss theirs.
+    """
+    ours = model.__dict__.get("_weight_conversions")
+    model._weight_conversions = list(conversions)
+    try:
+        return revert_weight_conversion(model, tensors)  # type: ignore[no-any-return]
+    finally:
+        model._weight_conversions = ours
 
 
 def revert_on_save(model: Any, rule: Rule) -> None:
@@ -206,8 +245,10 @@ def revert_on_save(model: Any, rule: Rule) -> None:
     if others is not None:
         model.__dict__["_weight_conversions"] = others
     if components(rule):
-        converter = RuleConverter(rule, model.base_model_prefix, was_default=others is None)
+        was_default = others is None
         others = _default_conversions(model) if others is None else others
+        then = [entry for entry in others if isinstance(entry, WeightConverter)]  # renamings come last, by themselves
+        converter = RuleConverter(rule, model.base_model_prefix, was_default=was_default, then=then)
         model.__dict__["_weight_conversions"] = [*others, converter]
 
 
@@ -236,10 +277,11 @@ OnMeta = Callable[[nn.Module], Rule]
 
 
 @contextmanager
-def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
+def _door(on_meta: OnMeta, problems: list[str], as_is: bool) -> Iterator[_DoorConfig]:
     """A quantisation method of one call's own that has the loader run `on_meta` before it loads weights.
 
-    What does not fit while the weights come in is added to `problems`.
+    What does not fit while the weights come in is added to `problems`. `as_is`: the tensors have the names of the
+    changed model, so none of the loader's own conversions, which go by names, may touch them.
     """
     method = f"rewire-{uuid.uuid4().hex}"
 
@@ -263,8 +305,11 @@ def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
         def preprocess_model(self, model: Any, dtype: Any = None, **_: Any) -> None:
             # In place of what is done for quantisers: marking the model, and looking for scales to shard.
             self.rule = on_meta(model)
+            declare_ties(model)
 
         def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+            if as_is:
+                return []
             if not components(self.rule):
                 return weight_conversions
             _refuse_conflicts(weight_conversions, self.rule)
@@ -276,6 +321,9 @@ def _door(on_meta: OnMeta, problems: list[str]) -> Iterator[_DoorConfig]:
             # Otherwise Trainer and peft would take the model for a quantised one.
             self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
             model.__dict__.pop("is_quantized", None)
+            if as_is:
+                # None were used, but a checkpoint of the untouched model is still made by the usual ones.
+                model.__dict__.pop("_weight_conversions", None)
             if self.converter:
                 written = self.converter.overwritten()
                 problems.extend(f"{name} was given new values after it was loaded" for name in written)
@@ -315,9 +363,13 @@ def from_pretrained(
     source: str | os.PathLike[str],
     model_class: Any,
     on_meta: OnMeta | None,
+    *,
+    as_is: bool = False,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, LoadReport]:
     """Transformers' `from_pretrained`, safetensors only, with `on_meta` run on the model before its weights come.
+
+    `as_is`: the checkpoint has the names of the model that `on_meta` leaves.
 
     Raises `CheckpointError` for pickle checkpoints and for quantised ones that are to be edited, and
     `DoorOccupied`.
@@ -329,7 +381,7 @@ def from_pretrained(
         if on_meta is not None:
             if kwargs.get("quantization_config") is not None:
                 raise CheckpointError("cannot edit and quantise in one load: load with the plan, save, then quantise")
-            kwargs["quantization_config"] = stack.enter_context(_door(on_meta, problems))
+            kwargs["quantization_config"] = stack.enter_context(_door(on_meta, problems, as_is))
         try:
             model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
         except SafetensorError as error:
@@ -372,9 +424,14 @@ def saved_class(source: str | os.PathLike[str], **kwargs: Any) -> Any:
     return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), AutoModel)
 
 
-def build(config: Any, *, meta: bool = False) -> PreTrainedModel:
-    """A model with random weights (or none yet, on meta) from a configuration."""
+def build(config: Any, *, architecture: str | None = None, meta: bool = False) -> PreTrainedModel:
+    """A model with random weights (or none yet, on meta) from a configuration.
+
+    It is of the class that `AutoModel` takes for the configuration, or of the one that `architecture` names.
+    """
     with torch.device("meta") if meta else contextlib.nullcontext():
+        if architecture is not None:
+            return getattr(transformers, architecture)._from_config(config)  # type: ignore[no-any-return]
         return AutoModel.from_config(config)  # type: ignore[no-any-return]
 
 
@@ -410,6 +467,30 @@ def write_pretrained(model: Any, folder: Path, tensors: dict[str, Tensor], **kwa
 _HIDDEN = ("_hf_peft_config_loaded", "peft_config")
 
 
+_naming = threading.Lock()
+
+
+@contextmanager
+def peft_as_named() -> Iterator[None]:
+    """Has peft take names of modules for what they are.
+
+    For types whose experts Transformers stacks since version 5, peft takes `gate_proj` for a part of the stacked
+    tensor, wherever it stands. Rewire names modules that exist: of experts taken apart, or of a dense layer.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    with _naming:
+        names = "convert_peft_config_for_transformers", "convert_peft_adapter_state_dict_for_transformers"
+        theirs = {name: getattr(conversion, name) for name in names}
+        setattr(conversion, names[0], lambda *args, **kwargs: None)
+        setattr(conversion, names[1], lambda *args, adapter_state_dict, **kwargs: adapter_state_dict)
+        try:
+            yield
+        finally:
+            for name, function in theirs.items():
+                setattr(conversion, name, function)
+
+
 def save_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
     """Writes the adapter called `name` as peft does."""
     from peft import get_peft_model_state_dict
@@ -430,12 +511,20 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
 
     tensors = load_file(folder / "adapter_model.safetensors")
     named = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
-    result: Any = set_peft_model_state_dict(model, named, adapter_name=name)
+    with peft_as_named():
+        result: Any = set_peft_model_state_dict(model, named, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
     if missing or result.unexpected_keys:
         raise CheckpointError(
             f"{folder} does not fit the adapter {name!r}: missing {missing}, unexpected {result.unexpected_keys}"
         )
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the safetensors files of a model folder, adapters left out."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 # --- For the command line ---------------------------------------------------------------------------------
@@ -465,6 +554,13 @@ def quiet() -> Iterator[None]:
 def model_types() -> tuple[str, ...]:
     """Every model type that Transformers knows."""
     return tuple(sorted(transformers.CONFIG_MAPPING))
+
+
+def auto_model_types() -> tuple[str, ...]:
+    """Every model type of which `AutoModel` makes a model."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    return tuple(sorted(MODEL_MAPPING_NAMES))
 
 
 def build_saved(source: str | os.PathLike[str]) -> PreTrainedModel:

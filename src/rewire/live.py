@@ -88,6 +88,7 @@ def remember(model: nn.Module, state: Edited) -> None:
     state = combine(edited(model), state)
     set_edited(model, state)
     hf_seam.revert_on_save(model, layout_rule(state.done))
+    hf_seam.declare_ties(model)
     accept_original_names(model, layout_rule(state.done))
 
 
@@ -137,6 +138,7 @@ def revert_(model: nn.Module) -> Receipt:
     _take_back(model, state.done)
     set_edited(model, None)
     hf_seam.revert_on_save(model, ())
+    hf_seam.declare_ties(model)
     accept_original_names(model, ())
     return Receipt(
         how="revert",
@@ -209,10 +211,12 @@ def names_before(change: Change) -> Iterator[str]:
 
 def names_after(change: Change) -> Iterable[str]:
     """The tensors that a change gives."""
-    taken = {name for step in change.rule for name in step.inputs}
-    outputs = [name for step in change.rule for name in step.outputs]
-    final = {name for step in change.rule[-1:] for name in step.outputs}
-    return dict.fromkeys(name for name in outputs if name not in taken or name in final)
+    given: dict[str, None] = {}
+    for step in change.rule:
+        for name in step.inputs:
+            given.pop(name, None)
+        given |= dict.fromkeys(step.outputs)
+    return given
 
 
 def facts(model: nn.Module, names: Iterable[str], hashes: bool) -> tuple[TensorFact, ...]:

@@ -6,7 +6,8 @@ import fnmatch
 import math
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rewire.live import apply_, carry_out, facts, hashed, make_receipt, names_af
 from rewire.plan import Edit, Plan
 from rewire.receipts import Counts, Done, Edited, Progress, TensorChange, TensorFact
 from rewire.resolve import Resolution, resolve
-from rewire.surgery import Change
+from rewire.surgery import Change, Swap
 from rewire.tensor_rules import Rule, invert, run_shapes
 
 
@@ -64,7 +65,7 @@ def load(
     in_place = record is not None and record.layout == "edited"
     try:
         job = _Job(plan, allow_code, in_place, adapters) if plan.edits else None
-        model, report = hf_seam.from_pretrained(source, model_class, job, **kwargs)
+        model, report = hf_seam.from_pretrained(source, model_class, job, as_is=in_place, **kwargs)
     except hf_seam.DoorOccupied as occupied:
         if in_place:
             raise CheckpointError(f"{source}: Transformers converts {occupied}, which the plan edits too") from None
@@ -112,28 +113,44 @@ class _Job:
         self.adapters = adapters
         self.resolution: Resolution | None = None
         self.done: list[Done] = []
+        self.early: tuple[Change, ...] = ()
         self.later: tuple[Change, ...] = ()
 
     def __call__(self, model: nn.Module) -> Rule:
         self.resolution = resolve(
             model, self.plan, allow_code=self.allow_code, given_adapters=self.adapters, rehearse=False
         )
-        early = self.resolution.changes[: len(self.resolution.done)]
-        self.later = self.resolution.changes[len(early) :]
+        self.early = self.resolution.changes[: len(self.resolution.done)]
+        self.later = self.resolution.changes[len(self.early) :]
         self.done = [
-            Done(change.kind, change.rule, undo) for change, undo in zip(early, self.resolution.done, strict=True)
+            Done(change.kind, change.rule, undo) for change, undo in zip(self.early, self.resolution.done, strict=True)
         ]
         # In the edited layout the tensors have their new names in the file already.
         return () if self.in_place else tuple(step for one in self.done for step in one.rule)
 
     def tensors(self, model: nn.Module) -> tuple[TensorChange, ...]:
         """What the changes made before loading took and gave, without hashes."""
-        assert self.resolution is not None
-        return tuple(_shapes(model, change) for change in self.resolution.changes[: len(self.done)])
+        taken: dict[str, TensorFact] = {}
+        found: list[TensorChange] = []
+        for change in reversed([_once(change) for change in self.early]):
+            found.append(_shapes(model, change, taken))
+            given = dict.fromkeys(names_after(change))
+            taken = {name: fact for name, fact in taken.items() if name not in given}
+            taken |= {fact.name: fact for fact in found[-1].before}
+        return tuple(reversed(found))
 
 
-def _shapes(model: nn.Module, change: Change) -> TensorChange:
-    after = facts(model, names_after(change), hashes=False)
+def _once(change: Change) -> Change:
+    """A change made before loading without what it does under further names of the same tensors."""
+    assert isinstance(change.surgeon, Swap)
+    return replace(change, rule=change.surgeon.rule)
+
+
+def _shapes(model: nn.Module, change: Change, taken: Mapping[str, TensorFact]) -> TensorChange:
+    """`taken` are tensors that later changes have made others of."""
+    there = facts(model, (name for name in names_after(change) if name not in taken), hashes=False)
+    known = {**taken, **{fact.name: fact for fact in there}}
+    after = tuple(known[name] for name in names_after(change) if name in known)
     shapes = run_shapes(invert(change.rule), {fact.name: fact.shape for fact in after})
     dtype = after[0].dtype if after else ""
     before = tuple(TensorFact(n, shapes[n], dtype, None) for n in names_before(change) if n in shapes)
@@ -142,6 +159,9 @@ def _shapes(model: nn.Module, change: Change) -> TensorChange:
 
 def _finish(model: hf_seam.PreTrainedModel, job: _Job, start: float, hashes: bool, progress: Progress | None) -> None:
     assert job.resolution is not None
+    for change in job.early:
+        assert isinstance(change.surgeon, Swap)
+        change.surgeon.settle(model)
     early = job.tensors(model)
     loaded = Counts.of(model)
     before = _counts_before(loaded, early)

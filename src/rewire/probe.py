@@ -81,8 +81,8 @@ class _Question:
         self.owner, self.leaf, self.rows = owner, leaf, rows
         self.width = fused.weight.numel() // rows  # of the input, whichever way round the weight stands
         self.pattern = re.sub(r"\d+", r"\\d+", re.escape(owner))
-        self.kind = type(host.get_submodule(owner))
-        self.key = (type(host), self.kind, repr(host.config), self.pattern, leaf, rows, self.width)
+        self.alike = _alike(host.get_submodule(owner), leaf)
+        self.key = (type(host), repr(host.config), self.pattern, leaf, rows, self.width, self.alike)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -90,12 +90,32 @@ class _Question:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Question) and self.key == other.key
 
-    def twin(self, model: nn.Module) -> str:
-        """The first place in `model` where the same owner stands."""
-        for path, module in model.named_modules():
-            if type(module) is self.kind and re.fullmatch(self.pattern, path):
+    def twin(self, tiny: nn.Module) -> nn.Module:
+        """The same in a small copy."""
+        place, kind = self.first(), self.alike[0]
+        module: Any = dict(tiny.named_modules()).get(place)
+        if type(module) is not kind:
+            raise ValueError(f"the small copy has no {kind.__name__} at {place}")
+        found: nn.Module = module
+        return found
+
+    def first(self) -> str:
+        """The first place in the host where the same stands: layers may differ from each other."""
+        host = self.host()
+        assert host is not None
+        for path, module in host.named_modules():
+            if re.fullmatch(self.pattern, path) and _alike(module, self.leaf) == self.alike:
                 return str(path)
-        raise ValueError(f"the small copy has no {self.kind.__name__} at {self.owner}")
+        return self.owner
+
+
+def _alike(owner: nn.Module, leaf: str) -> tuple[Any, ...]:
+    """Equal for owners of one class and the same numbers, whose fused linears have the same shape."""
+    numbers = {
+        name: value for name, value in vars(owner).items() if _is_int(value) and not re.search("idx|index", name)
+    }
+    fused: Any = owner.get_submodule(leaf) if leaf in dict(owner.named_modules()) else None
+    return type(owner), tuple(numbers.items()), getattr(getattr(fused, "weight", None), "shape", None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -144,7 +164,7 @@ def _tiny_copy(question: _Question, attempt: _Attempt) -> nn.Module:
     host: Any = question.host()
     config = copy.deepcopy(host.config)
     # As many layers as it takes to have one of this kind: they may alternate.
-    layers = max([2, *(int(number) + 1 for number in re.findall(r"\d+", question.twin(host)))])
+    layers = max([2, *(int(number) + 1 for number in re.findall(r"\d+", question.first()))])
     for part in _parts(config):
         attempt.shrink(part, min(layers, 8), question.width)
     if attempt.attention is not None:
@@ -209,6 +229,7 @@ def _shorten_lists(config: Any, before: int, after: int) -> None:
 
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
+_HEAD_SIZE = re.compile(r"(?!\w*rope)(\w+_)?(head_dim|head_size|d_kv|kv_channels)")
 _WIDTH = re.compile(r"(?!patch|image|vocab|input_size)(\w+_)?(size|dim|embd|d_model|d_kv)(_\w+)?")
 _WIDE = re.compile(r"(\w+_)?(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|mlp_dim|d_ff)(_\w+)?")
 
@@ -218,7 +239,9 @@ def _small_heads(config: Any, layers: int, width: int) -> None:
     _few_layers(config, layers, width)
     values = {name: value for name, value in vars(config).items() if _is_int(value)}
     heads = next((values[name] for name in _HEADS if name in values), 0)
-    if not heads or width <= heads * _HEAD:
+    # Heads of several sizes must keep their proportions.
+    sizes = {value for name, value in values.items() if _HEAD_SIZE.fullmatch(name)}
+    if not heads or width <= heads * _HEAD or len(sizes) > 1:
         return
     smaller = {width: heads * _HEAD, 4 * width: 4 * heads * _HEAD, values.get("head_dim", width // heads): _HEAD}
     for name, value in values.items():
@@ -262,7 +285,7 @@ class _Bench:
         self.read: list[Tensor] = []
         self.seen: list[Tensor] = []
         self.kept: list[Tensor] = []
-        owner = tiny.get_submodule(question.twin(tiny))
+        owner = question.twin(tiny)
         owner.register_forward_pre_hook(self._loosen, with_kwargs=True)
         owner.register_forward_hook(self._keep)
         owner.get_submodule(question.leaf).register_forward_hook(self._replace)

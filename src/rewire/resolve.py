@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rewire import families, hf_seam
+from rewire import experts, families, hf_seam
 from rewire.edits import HANDLERS, Match, Refusal, Scene
 from rewire.errors import NoMatchError, RefusedError
-from rewire.plan import Cast, Edit, Freeze, Join, Plan, Split, Unfreeze
+from rewire.plan import Cast, Edit, Freeze, Join, Plan, Split, Stack, Unfreeze, Unstack
 from rewire.receipts import Decision, summarise
-from rewire.surgery import Change, Swap, Undo, skeleton, split_path
+from rewire.surgery import Change, Swap, Undo, skeleton
 from rewire.targets import Target
 from rewire.tensor_rules import Rule
 
@@ -151,20 +151,28 @@ def _modules(model: nn.Module) -> Iterator[Match]:
 
 
 def _structural(edit: Edit, target: Target, scene: Scene) -> set[str]:
-    """The places that detection finds for `@attention` and the like.
+    """The places that detection finds for `@attention` and the like."""
+    places = _experts(edit, scene) if target.structural == "experts" else _projections(edit, target, scene)
+    return set(filter(target.path_matches, places))
 
-    For a split these are the fused projections themselves, for everything else the modules that hold projections.
-    """
+
+def _projections(edit: Edit, target: Target, scene: Scene) -> set[str]:
+    """For a split the fused projections themselves, for everything else the modules that hold projections."""
     found = [f for f in families.fused_projections(scene.model) if not isinstance(f, families.Refusal)]
     fused = {f.path for f in found if f.kind == target.structural}
     if isinstance(edit, Split):
-        return set(filter(target.path_matches, fused))
+        return fused
     separate = [s for s in families.separate_projections(scene.model) if s.kind == target.structural]
     if isinstance(edit, Join):
-        places = {s.path for s in separate if set(edit.parts) <= set(s.parts)}
-    else:
-        places = {s.path for s in separate} | {split_path(path)[0] for path in fused}
-    return set(filter(target.path_matches, places))
+        return {s.path for s in separate if set(edit.parts) <= set(s.parts)}
+    return {s.path for s in separate} | {f.owner for f in found if f.kind == target.structural}
+
+
+def _experts(edit: Edit, scene: Scene) -> set[str]:
+    """For an unstack the stacked experts, for a stack the separate ones, for everything else all of them."""
+    stacked = () if isinstance(edit, Stack) else experts.stacked_experts(scene.model)
+    separate = () if isinstance(edit, Unstack) else experts.separate_experts(scene.model)
+    return {found.path for found in (*stacked, *separate) if not isinstance(found, families.Refusal)}
 
 
 def _no_match_message(edit: Edit, number: int, text: str, target: Target, scene: Scene) -> str:

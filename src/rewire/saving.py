@@ -94,7 +94,7 @@ def _tensors(model: hf_seam.PreTrainedModel, state: Edited | None, layout: str, 
     ours = {name for one in done for step in one.rule for name in step.outputs}
     tensors = {name if name in ours else _unwrapped(name): tensor for name, tensor in tensors.items()}
     if layout == "original":
-        return _rewritten(tensors, invert(_rule(done, leave_out={"cast"})), _aside(done))
+        return _shared(_rewritten(tensors, invert(_rule(done, leave_out={"cast"})), _aside(done)), done)
     adapters_out = invert(_rule(done, leave_out={"cast"}))
     if not any(one.kind == "lora" for one in done):
         return tensors
@@ -119,9 +119,19 @@ def _aside(done: list[Done]) -> dict[str, Tensor]:
     return {name: tensor for one in done if isinstance(one.undo, SwapBack) for name, tensor in one.undo.aside.items()}
 
 
+def _shared(tensors: dict[str, Tensor], done: list[Done]) -> dict[str, Tensor]:
+    """`tensors` of the untouched model, in which those that shared modules hold are one tensor again."""
+    shared = dict(tensors)
+    for one in done:
+        if isinstance(one.undo, SwapBack):
+            shared |= one.undo.twins.shared(shared, invert(one.rule))
+    return shared
+
+
 def _rewritten(tensors: dict[str, Tensor], rule: Rule, aside: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
-        return tensor_rules.visible(tensor_rules.run(rule, {**tensors, **aside}, torch))
+        made = tensor_rules.visible(tensor_rules.run(rule, {**tensors, **aside}, torch))
+    return {name: tensor.contiguous() for name, tensor in made.items()}
 
 
 def _merged(model: hf_seam.PreTrainedModel) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ The same code works on the meta skeleton that `resolve` rehearses on, on the met
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rewire import tensor_rules
 from rewire.errors import RevertError
 from rewire.modules import RenamedModule
-from rewire.tensor_rules import KEPT, Rule, Step
+from rewire.tensor_rules import KEPT, Rule, Step, with_names
 
 Placements = dict[str, nn.Module | None]
 """Module path to the module that stands there afterwards; None: nothing does."""
@@ -102,6 +102,45 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Twins:
+    """Modules of their own whose tensors are those of the module at `path` (Zamba's attention, for instance).
+
+    An edit makes the same of all of them, and their tensors are the same again.
+
+    Attributes:
+        path: where the edit is made.
+        others: paths of the twins.
+        aliases: further paths of the very same module.
+    """
+
+    path: str = ""
+    others: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    def built(self, build: Callable[[nn.Module], Placements], model: nn.Module) -> Placements:
+        """The new modules of all; what `build` makes them of is a record with a `path`."""
+        placements = build(model)
+        for other in self.others:
+            placements |= replace(build, path=other)(model)  # type: ignore[type-var]
+        return placements
+
+    def everywhere(self, rule: Rule) -> Rule:
+        """`rule` for the twins too."""
+        return (*rule, *(step for other in self.others for step in aliased(rule, self.path, other)))
+
+    def tie(self, model: nn.Module, rule: Rule) -> None:
+        """Has the twins hold the tensors that `rule` gives."""
+        for name in _taken(tensor_rules.invert(rule)) if self.others else ():
+            for other in self.others:
+                set_tensor(model, renamed(name, self.path, other), get_tensor(model, name))
+
+    def shared(self, tensors: Mapping[str, Tensor], rule: Rule) -> dict[str, Tensor]:
+        """What `rule` gives, under all other names."""
+        names = [name for step in rule for name in step.outputs if name in tensors]
+        return {renamed(n, self.path, o): tensors[n] for n in names for o in (*self.others, *self.aliases)}
+
+
+@dataclass(frozen=True)
 class Swap:
     """The surgeon of all edits that put modules in place of others and move tensors by a rule.
 
@@ -112,23 +151,26 @@ class Swap:
         build: makes the new modules, on meta, given the model they go into.
         aliases: further paths of shared modules: path to the path in the placements whose module it is.
         old_names: names under which a renamed module's parent still finds it: old path to new leaf name.
+        twins: where else the same happens.
     """
 
     rule: Rule
     build: Callable[[nn.Module], Placements]
     aliases: Mapping[str, str] = field(default_factory=dict)
     old_names: Mapping[str, str] = field(default_factory=dict)
+    twins: Twins = field(default_factory=Twins)
 
     def __call__(self, model: nn.Module) -> Undo:
         # Everything that can fail comes before the first change.
         results = _run(self.rule, _inputs(model, self.rule))
-        placements = self.build(model)
+        placements = self.twins.built(self.build, model)
         placements |= {alias: placements[path] for alias, path in self.aliases.items()}
         originals = {path: _child(model, path) for path in placements}
         orders = {split_path(path)[0]: _child_names(model, path) for path in placements}
-        carried = _tensors_below(model, originals, self.rule)
+        everywhere = self.twins.everywhere(self.rule)
+        carried = _tensors_below(model, originals, everywhere)
 
-        _strip(model, self.rule)
+        _strip(model, everywhere)
         for path, module in placements.items():
             _keep_hooks(originals[path], module)
             place(model, path, module)
@@ -138,7 +180,11 @@ class Swap:
             owner.__dict__[leaf] = RenamedModule(owner, new)
         aside = _give(model, results)
         _hand_over(model, carried)
-        return SwapBack(self.rule, originals, placements, orders, tuple(self.old_names), aside)
+        self.twins.tie(model, self.rule)
+        return SwapBack(self.rule, originals, placements, orders, tuple(self.old_names), aside, self.twins)
+
+    def settle(self, model: nn.Module) -> None:
+        """Does what had to wait for values, on a `model` that was changed on meta and has its weights now: nothing."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +198,7 @@ class SwapBack:
         orders: the names of the children of every parent concerned, in their original order.
         old_names: paths of the stand-ins of renamed modules.
         aside: tensors that the rule put aside.
+        twins: where else the same was done.
     """
 
     rule: Rule
@@ -160,20 +207,21 @@ class SwapBack:
     orders: Mapping[str, tuple[str, ...]]
     old_names: tuple[str, ...]
     aside: Mapping[str, Tensor]
+    twins: Twins = field(default_factory=Twins)
 
     def check(self, view: View) -> None:
         what = f"the edit of {next(iter(self.placed))}"
         for path, module in self.placed.items():
             if view.module(path) is not module:
                 raise RevertError(f"cannot take {what} back: {path} is another module; {_REMOVE_FIRST}")
-        for name in _taken(tensor_rules.invert(self.rule)):
+        for name in _taken(tensor_rules.invert(self.twins.everywhere(self.rule))):
             if not view.has_tensor(name):
                 raise RevertError(f"cannot take {what} back: there is no tensor {name}; {_REMOVE_FIRST}")
 
     def __call__(self, model: nn.Module) -> None:
         inverse = tensor_rules.invert(self.rule)
         results = _run(inverse, _inputs(model, inverse), self.aside)
-        carried = _tensors_below(model, self.placed, inverse)
+        carried = _tensors_below(model, self.placed, self.twins.everywhere(inverse))
 
         for old in self.old_names:
             parent, leaf = split_path(old)
@@ -187,6 +235,21 @@ class SwapBack:
             children.update(ordered)
         _give(model, results)
         _hand_over(model, carried)
+        self.twins.tie(model, inverse)
+
+
+def renamed(name: str, path: str, other: str) -> str:
+    """The name of a tensor below the module at `other` that is called `name` below `path`.
+
+    >>> renamed("a.qkv.weight", "a", "b"), renamed("c.weight", "a", "b")
+    ('b.qkv.weight', 'c.weight')
+    """
+    return other + name.removeprefix(path) if name.startswith(f"{path}.") else name
+
+
+def aliased(rule: Rule, path: str, alias: str) -> Rule:
+    """`rule` for the other name of the module at `path`."""
+    return tuple(with_names(step, lambda name: renamed(name, path, alias)) for step in rule)
 
 
 _REMOVE_FIRST = "something else replaced it since the edit (an adapter, a quantiser?), remove that first"

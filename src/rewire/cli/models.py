@@ -168,7 +168,7 @@ def configuration(model_type: str, values: Mapping[str, Any]) -> Any:
     known = hf_seam.model_types()
     if model_type not in known:
         raise CheckpointError(
-            f"unknown model type {model_type!r}{_nearest(model_type, known)}; "
+            f"unknown model type {model_type!r}{nearest(model_type, known)}; "
             f"Transformers knows {len(known)}, see https://huggingface.co/docs/transformers"
         )
     default = hf_seam.model_config(model_type, {})
@@ -182,7 +182,7 @@ def _settled(config: Any, values: Mapping[str, Any], prefix: str) -> dict[str, A
     for key, value in values.items():
         if key not in known:
             raise CheckpointError(
-                f"--set {prefix}{key}: {type(config).__name__} has no value of this name{_nearest(key, known)}"
+                f"--set {prefix}{key}: {type(config).__name__} has no value of this name{nearest(key, known)}"
             )
         default = getattr(config, key, None)
         if isinstance(value, Mapping) and hasattr(default, "to_dict"):
@@ -193,6 +193,7 @@ def _settled(config: Any, values: Mapping[str, Any], prefix: str) -> dict[str, A
     return settled
 
 
-def _nearest(name: str, known: Sequence[str] | set[str]) -> str:
+def nearest(name: str, known: Sequence[str] | set[str]) -> str:
+    """The end of a message that names what the user may have meant."""
     close = difflib.get_close_matches(name, sorted(known), n=4, cutoff=0.5)
     return f"; nearest: {', '.join(close)}" if close else ""

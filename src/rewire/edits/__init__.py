@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rewire import plan
-from rewire.edits import cast, flags, join, lora, rename, replace, split
+from rewire.edits import cast, flags, join, lora, rename, replace, split, stack, unstack
 from rewire.edits.base import Handler, Match, Refusal, Scene
 
 HANDLERS: Mapping[type, Handler] = {
     plan.Split: split.decide,
     plan.Join: join.decide,
+    plan.Unstack: unstack.decide,
+    plan.Stack: stack.decide,
     plan.Replace: replace.decide,
     plan.Lora: lora.decide,
     plan.Freeze: flags.decide,

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rewire.surgery import Change, Swap, get_tensor, under
-from rewire.tensor_rules import Rule, with_names
+from rewire.surgery import Change, Swap, Twins, aliased, get_tensor, renamed, split_path, submodule, under
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,31 @@ class Scene:
     def tied_elsewhere(self, names: Sequence[str]) -> dict[str, str]:
         """Those of `names` whose parameter goes by a further name, which is not among `names`."""
         given = set(names)
+        groups = self._ties_of(names)
+        return {name: min(group - given) for group in groups for name in sorted(group & given) if group - given}
+
+    def twins(self, match: Match, names: Sequence[str]) -> tuple[str, ...]:
+        """The paths of other modules that hold the tensors `names` of `match`, all of them, in layers alike."""
+        groups = self._ties_of(names)
+        if match.module is None or len(groups) < len(names):
+            return ()
+        places = []
+        for name in names:
+            leaf = name.removeprefix(match.path)
+            group = set().union(*(group for group in groups if name in group))
+            places.append({other.removesuffix(leaf) for other in group - {name} if other.endswith(leaf)})
+        others = set.intersection(*places) - {match.path, *match.aliases} if places else set()
+        return tuple(sorted(other for other in others if all(self._alike(n, match.path, other) for n in names)))
+
+    def _alike(self, name: str, path: str, other: str) -> bool:
+        """Whether the layer that holds a tensor is of the same class below `other` as below `path`."""
+        layers = (split_path(name)[0], split_path(renamed(name, path, other))[0])
+        first, second = (type(submodule(self.model, layer)) for layer in layers)
+        return first is second
+
+    def _ties_of(self, names: Sequence[str]) -> list[set[str]]:
+        """The names that parameters of `names` go by, where there are several."""
+        given = set(names)
         groups = [{name, *self.ties[name]} for name in names if name in self.ties]
         shared = {id(get_tensor(self.model, name)) for name in names} & self._by_several_names
         if shared:  # rare, so that the whole model is looked through only then
@@ -72,7 +96,7 @@ class Scene:
             for name, tensor in self.model.named_parameters(remove_duplicate=False):
                 by_id.setdefault(id(tensor), set()).add(name)
             groups += [by_id[key] for key in shared]
-        return {name: min(group - given) for group in groups for name in sorted(group & given) if group - given}
+        return [group for group in groups if given & group]
 
 
 class Handler(Protocol):
@@ -90,23 +114,24 @@ def swap_change(
     swap: Swap,
     *,
     alias_of: Mapping[str, str] | None = None,
+    twins: Sequence[str] = (),
 ) -> Change:
     """A change by a swap; the other names of a shared module get the same rule in the record.
 
-    `alias_of` maps further module paths to those in the swap's placements.
+    `alias_of` maps further module paths to those in the swap's placements; `twins` are modules of their own that
+    hold the same tensors.
     """
-    swap = replace(swap, aliases=alias_of or {})
-    again = [aliased(swap.rule, match.path, alias) for alias in match.aliases]
+    swap = replace(swap, aliases=alias_of or {}, twins=Twins(match.path, tuple(twins), match.aliases))
+    if twins:
+        detail = f"{detail}; and so in {', '.join(twins)}, which holds the same tensors"
+    again = [aliased(swap.rule, match.path, alias) for alias in (*match.aliases, *twins)]
     return Change(number, kind, match.path, detail, (*swap.rule, *(s for rule in again for s in rule)), swap)
 
 
-def aliased(rule: Rule, path: str, alias: str) -> Rule:
-    """`rule` for the other name of the module at `path`."""
-
-    def rename(name: str) -> str:
-        return alias + name.removeprefix(path) if name.startswith(f"{path}.") else name
-
-    return tuple(with_names(step, rename) for step in rule)
+def twins_of(outcome: Outcome) -> tuple[str, ...]:
+    """Where else a change by a swap does the same: places that need no change of their own."""
+    surgeon = outcome.surgeon if isinstance(outcome, Change) else None
+    return surgeon.twins.others if isinstance(surgeon, Swap) else ()
 
 
 def tensor_names(path: str, module: nn.Module) -> tuple[str, ...]:
@@ -116,9 +141,10 @@ def tensor_names(path: str, module: nn.Module) -> tuple[str, ...]:
     return tuple(under(path, name) for name, _ in module.named_parameters(remove_duplicate=False))
 
 
-def tie_reason(scene: Scene, match: Match, names: Sequence[str]) -> str | None:
-    """Why an edit of the tensors `names` (of `match`) would break a tie; None if it breaks none."""
-    everywhere = [*names, *(alias + n.removeprefix(match.path) for alias in match.aliases for n in names)]
+def tie_reason(scene: Scene, match: Match, names: Sequence[str], twins: Sequence[str] = ()) -> str | None:
+    """Why an edit of the tensors `names` (of `match` and its `twins`) would break a tie; None if it breaks none."""
+    others = (*match.aliases, *twins)
+    everywhere = [*names, *(renamed(name, match.path, other) for other in others for name in names)]
     for name, other in scene.tied_elsewhere(everywhere).items():
         return (
             f"{name} is tied to {other}, which this edit would leave as it is; untie them first "

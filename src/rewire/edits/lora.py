@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewire import tensor_rules
+from rewire import hf_seam, tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene
 from rewire.errors import RevertError
 from rewire.plan import Lora
@@ -100,7 +100,7 @@ class AddAdapter:
         on_meta = all(parameter.is_meta for parameter in model.parameters())
         previous = list(getattr(model, "peft_config", {}))
         aside = {} if on_meta or not self._rewrites_weights else _weights(before, self.paths)
-        with torch.random.fork_rng(enabled=on_meta), warnings.catch_warnings():
+        with torch.random.fork_rng(enabled=on_meta), warnings.catch_warnings(), hf_seam.peft_as_named():
             # Several adapters are meant, and all of them are made active below.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(self.config(model), model, self.adapter, low_cpu_mem_usage=on_meta)

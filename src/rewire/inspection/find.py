@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from rewire import families, linears
+from rewire import experts, families, linears
 from rewire.inspection.patterns import patterns, skeleton
 from rewire.inspection.record import Family, Inspection
 from rewire.inspection.tree import class_name, tree
-from rewire.plan import Edit, Join, Plan, Split
+from rewire.plan import Edit, Join, Plan, Split, Stack, Unstack
 from rewire.receipts import Counts, edited
 from rewire.resolve import resolve
 from rewire.targets import Target
@@ -33,7 +33,7 @@ def inspect(model: nn.Module) -> Inspection:
     >>> family.edit
     {'join': {'target': 'layers.0', 'parts': ['q_proj', 'k_proj', 'v_proj']}}
     """
-    found = list(_decided(model, [*_fused(model), *_separate(model)]))
+    found = list(_decided(model, [*_fused(model), *_separate(model), *_experts(model)]))
     paths = [path for path, _ in model.named_modules()]
     state = edited(model)
     return Inspection(
@@ -57,7 +57,8 @@ class _Place:
     @property
     def key(self) -> tuple[str, str]:
         """Kind of the edit and path, as a decision has them."""
-        return "split" if self.family.layout else "join", self.path
+        edit = _edit(self.family, self.path)
+        return edit.kind if edit else "", self.path
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -116,16 +117,69 @@ def _separate(model: nn.Module) -> Iterator[_Place]:
             evidence=tuple(found.evidence),
         )
         yield _Place(found.path, family)
+    for refusal in families.separate_refusals(model):
+        owner, module = _around(model, refusal.path)
+        yield _Place(refusal.path, Family("separate", "", 1, module, owner, refusal=refusal.reason))
+
+
+def _experts(model: nn.Module) -> Iterator[_Place]:
+    """Experts, stacked or one module each."""
+    for found in experts.stacked_experts(model):
+        owner, module = _around(model, found.path)
+        if isinstance(found, families.Refusal):
+            yield _Place(found.path, Family("stacked experts", "", 1, module, owner, refusal=found.reason))
+            continue
+        family = _of_experts("stacked experts", module, owner, found.count, found.parts, found.evidence)
+        first = found.weights[0]
+        family = replace(family, in_features=first.in_features, transposed=first.transposed)
+        yield _Place(found.path, family)
+    for apart in experts.separate_experts(model):
+        owner, module = _around(model, apart.path)
+        if isinstance(apart, families.Refusal):
+            yield _Place(apart.path, Family("separate experts", "", 1, module, owner, refusal=apart.reason))
+            continue
+        number = len(apart.experts)
+        yield _Place(apart.path, _of_experts("separate experts", module, owner, number, apart.sizes, apart.evidence))
+
+
+def _of_experts(
+    kind: str, module: str, owner: str, number: int, sizes: Mapping[str, int], evidence: Sequence[str]
+) -> Family:
+    return Family(
+        kind=kind,
+        path="",
+        count=1,
+        module=module,
+        owner=owner,
+        parts=tuple(sizes),
+        roles=tuple(part.removesuffix("_proj") for part in sizes),
+        sizes=tuple(sizes.values()),
+        evidence=tuple(evidence),
+        experts=number,
+    )
 
 
 def _decided(model: nn.Module, places: Sequence[_Place]) -> Iterator[_Place]:
     """The places, with the refusals that carrying the edits out would meet with."""
-    together = _reasons(model, places)
-    alone = _reasons(model, [place for place in places if place.key in together]) if together else {}
+    tried = _tried(places)
+    together = _reasons(model, tried.values())
+    alone = _reasons(model, [place for place in tried.values() if place.key in together]) if together else {}
     for place in places:
-        reason = place.family.refusal or alone.get(place.key)
-        clashes = reason is None and place.key in together
+        key = tried[place.group].key if place.family.experts else place.key
+        reason = place.family.refusal or alone.get(key)
+        clashes = reason is None and key in together
         yield _Place(place.path, replace(place.family, refusal=reason, alone=clashes))
+
+
+def _tried(places: Iterable[_Place]) -> dict[Any, _Place]:
+    """The places to resolve edits for: all of them, but of experts that are alike in everything only the first.
+
+    Thousands of experts would take long, and what may differ from layer to layer has been looked at by detection.
+    """
+    found: dict[Any, _Place] = {}
+    for place in places:
+        found.setdefault(place.group if place.family.experts else place.path, place)
+    return found
 
 
 def _reasons(model: nn.Module, places: Iterable[_Place]) -> dict[tuple[str, str], str]:
@@ -139,6 +193,8 @@ def _edit(family: Family, target: str) -> Edit | None:
     """What a plan could do with such projections."""
     if family.refusal is not None:
         return None
+    if family.experts is not None:
+        return Unstack(target) if family.kind == "stacked experts" else Stack(target)
     return Split(target, into=family.parts) if family.layout else Join(target, parts=family.parts)
 
 
@@ -173,7 +229,8 @@ def note(family: Family) -> str:
     if not family.parts:
         return f"{family.kind}, cannot be edited"
     parts = ", ".join(f"{part} {size}" for part, size in zip(family.parts, family.sizes, strict=True))
-    return f"{family.kind}: {parts}" + (f" ({family.layout})" if family.layout else "")
+    number = f"{family.experts} × " if family.experts else ""
+    return f"{family.kind}: {number}{parts}" + (f" ({family.layout})" if family.layout else "")
 
 
 def _dtypes(model: nn.Module) -> tuple[str, ...]:

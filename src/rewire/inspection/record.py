@@ -23,10 +23,11 @@ class Family:
 
     Attributes:
         kind: `"fused attention"`, `"fused mlp"`, `"separate attention"` or `"separate mlp"`; `"fused"` where
-            it is not even known what the rows are.
-        path: a target that matches exactly these places: the fused linear, or the parent of separate ones.
+            it is not even known what the rows are; `"stacked experts"` or `"separate experts"`.
+        path: a target that matches exactly these places: the fused linear, the parent of separate ones, or the
+            module of experts.
         count: how many places that is.
-        module: class of the linear layer.
+        module: class of the linear layer, or of the module of experts.
         owner: class of the module that holds it.
         in_features: size of its input.
         parts: names of the parts, in the order of the rows.
@@ -35,6 +36,7 @@ class Family:
         layout: how the rows lie (`stacked`, `per_head`, `grouped`, `interleaved`); None for separate ones.
         groups: how many groups of rows there are; None for separate ones.
         transposed: whether the weight is `[in, out]`.
+        experts: how many experts each of these places has, whose parts these are; None for everything else.
         evidence: how this is known.
         edit: what may be done, as it stands in a plan; None if nothing.
         refusal: why nothing may be done; None if something may.
@@ -53,6 +55,7 @@ class Family:
     layout: str | None = None
     groups: int | None = None
     transposed: bool = False
+    experts: int | None = None
     evidence: tuple[str, ...] = ()
     edit: Mapping[str, Any] | None = None
     refusal: str | None = None

@@ -74,7 +74,7 @@ def _label(node: Node) -> Text:
     if node.children and node.parameters:
         text.append(f" · {count(node.parameters)}{' each' if len(node.names) > 1 else ''}", style="dim")
     if node.note:
-        text.append(f"  ◀ {node.note}", style="magenta" if node.note.startswith("fused") else "green")
+        text.append(f"  ◀ {node.note}", style="magenta" if node.note.startswith(("fused", "stacked")) else "green")
     return text
 
 
@@ -108,7 +108,9 @@ def _short(text: str) -> str:
 
 def _families(found: tuple[Family, ...]) -> Iterator[RenderableType]:
     if not found:
-        yield Text("  none: no fused or separate projections of attention or MLP are known here", style="dim")
+        yield Text(
+            "  none: no fused or separate projections of attention or MLP are known here, and no experts", style="dim"
+        )
     for family in found:
         yield _target(family)
         yield Padding(_facts(family), (0, 0, 0, 4), expand=False)
@@ -123,7 +125,8 @@ def _target(family: Family) -> Text:
 def _facts(family: Family) -> Text:
     text = Text(f"{note(family)}\n" if family.parts else "")
     text.append(_place(family), style="dim")
-    for line in family.evidence if family.layout else ():  # that of separate ones says the same again
+    says_more = family.layout or family.experts  # that of separate ones says the same again
+    for line in family.evidence if says_more else ():
         text.append(f"\n{line}", style="dim")
     if family.refusal:
         text.append(f"\ncannot be edited: {family.refusal}", style="red")

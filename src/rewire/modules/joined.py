@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rewire.modules.rows import rows_of, with_rows
+
 
 @dataclass
 class _Pending:
@@ -95,9 +97,12 @@ class _Company:
     rows that nobody asks for. Results do not depend on it, only the amount of work does.
     """
 
-    def __init__(self, joined: JoinedProjection) -> None:
-        self.sizes = joined.sizes
-        self.biased = joined.biased
+    def __init__(
+        self, sizes: Sequence[int], biased: Sequence[bool], groups: int = 1, row_dim: int = 0, axis: int = -1
+    ) -> None:
+        self.sizes = tuple(sizes)
+        self.biased = tuple(biased)
+        self.groups, self.row_dim, self.axis = groups, row_dim, axis
         stops = tuple(accumulate(self.sizes))
         self.bounds = tuple(zip((0, *stops), stops, strict=False))
         self.leader = [0] * len(self.sizes)
@@ -142,14 +147,17 @@ class JoinedPart(nn.Module):
         # In __dict__: a registered parent would make the module tree a ring.
         self.__dict__.update(parent=parent, joined=joined, index=index, company=company)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., rows of this part]`."""
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`[..., in_features]` to `[..., rows of this part]`; what else the layer takes is passed on."""
+        call = (input, *args), kwargs
         # A compiler traces the hand-over badly; an inference tensor does not count its in-place changes.
         if torch.compiler.is_compiling() or _is_tracing() or input.is_inference():
-            return self._rows(input, self.index, self.index + 1)
-        state = (input._version, *_mode(input), *_stamps(self._joined))
+            return self._rows(call, self.index, self.index + 1)
+        state: tuple[Any, ...] = (input._version, *_mode(input), *_stamps(self._joined))
+        if args or kwargs:
+            state += (*map(_token, args), *((name, _token(value)) for name, value in sorted(kwargs.items())))
         handed = self._take(input, state)
-        return self._compute(input, state) if handed is None else handed
+        return self._compute(call, state) if handed is None else handed
 
     def _take(self, x: Tensor, state: tuple[Any, ...]) -> Tensor | None:
         scratch = self.company.scratch
@@ -165,24 +173,24 @@ class JoinedPart(nn.Module):
             scratch.pending = None
         return output
 
-    def _compute(self, x: Tensor, state: tuple[Any, ...]) -> Tensor:
+    def _compute(self, call: _Call, state: tuple[Any, ...]) -> Tensor:
         self._forsake()
         members = self.company.members(self.index)
-        product = self._rows(x, members.start, members.stop)
+        product = self._rows(call, members.start, members.stop)
         if len(members) == 1:
             return product
         sizes = [self.company.sizes[member] for member in members]
         starts = (0, *accumulate(sizes))
         # Slices, not `split`: a model may change its queries in place, which views of a split forbid.
         outputs = {
-            member: product[..., start : start + size]
+            member: rows_of(product, start, start + size, self.company.groups, self.company.axis)
             for member, start, size in zip(members, starts, sizes, strict=False)
         }
         own = outputs.pop(self.index)
         scratch = self.company.scratch
         # Dies with its input, so that a part that is never called (cached keys) keeps no memory; where gradients
         # are recorded the outputs keep their input alive, and they wait until the next call.
-        scratch.pending = _Pending(weakref.ref(x, _forget(scratch)), state, outputs)
+        scratch.pending = _Pending(weakref.ref(call[0][0], _forget(scratch)), state, outputs)
         return own
 
     def _forsake(self) -> None:
@@ -191,13 +199,20 @@ class JoinedPart(nn.Module):
         for member in sorted(pending.outputs) if pending else ():
             self.company.depart(member)
 
-    def _rows(self, x: Tensor, first: int, stop: int) -> Tensor:
-        rows = (self.company.bounds[first][0], self.company.bounds[stop - 1][1])
-        if isinstance(self._joined, JoinedProjection):
-            output: Tensor = self._joined(x, rows=rows)
-            return output
-        whole: Tensor = self._joined(x)
-        return whole[..., rows[0] : rows[1]]
+    def _rows(self, call: _Call, first: int, stop: int) -> Tensor:
+        args, kwargs = call
+        joined, company = self._joined, self.company
+        rows = (company.bounds[first][0], company.bounds[stop - 1][1])
+        output: Tensor
+        if isinstance(joined, JoinedProjection):
+            output = joined(*args, rows=rows)
+        elif rows == (0, company.bounds[-1][1]):
+            output = joined(*args, **kwargs)
+        elif hasattr(joined, "joined_parts"):
+            output = _narrowed(joined, rows, company)(*args, **kwargs)
+        else:  # an adapter stands around it
+            output = rows_of(joined(*args, **kwargs), *rows, company.groups, company.axis)
+        return output
 
     @property
     def _joined(self) -> Any:
@@ -217,7 +232,7 @@ class JoinedPart(nn.Module):
     @property
     def weight(self) -> Tensor:
         """This part's rows of the joined weight, as a view `[out_features, in_features]`."""
-        return _rows_of(self._joined.weight, *self.company.bounds[self.index])
+        return _rows_of(self._joined.weight, *self.company.bounds[self.index], self.company)
 
     @property
     def bias(self) -> Tensor | None:
@@ -226,27 +241,90 @@ class JoinedPart(nn.Module):
             return None
         before = zip(self.company.sizes[: self.index], self.company.biased, strict=False)
         start = sum(size for size, has_bias in before if has_bias)
-        return _rows_of(self._joined.bias, start, start + self.out_features)
+        return _rows_of(self._joined.bias, start, start + self.out_features, self.company)
 
     def extra_repr(self) -> str:
         return f"part {self.index} of {self.joined!r}"
 
 
-def join_parts(parent: nn.Module, name: str, joined: JoinedProjection) -> dict[str, JoinedPart]:
-    """The stand-ins for the parts of `joined`, which is (or will be) the child `name` of `parent`."""
-    company = _Company(joined)
-    return {part: JoinedPart(parent, name, index, company) for index, part in enumerate(joined.parts)}
+def join_parts(
+    parent: nn.Module, name: str, joined: nn.Module, company: _Company | None = None
+) -> dict[str, JoinedPart]:
+    """The stand-ins for the parts of `joined`, which is (or will be) the child `name` of `parent`.
+
+    `company` is needed where `joined` is a layer of another kind, which `joined_layer` has made.
+    """
+    if company is None:
+        assert isinstance(joined, JoinedProjection)
+        company = _Company(joined.sizes, joined.biased)
+    names: Any = joined.parts if isinstance(joined, JoinedProjection) else joined.joined_parts
+    return {part: JoinedPart(parent, name, index, company) for index, part in enumerate(names)}
 
 
-def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+def joined_layer(
+    first: nn.Module, parts: Sequence[str], sizes: Sequence[int], *, groups: int = 1, row_dim: int = 0, axis: int = -1
+) -> tuple[nn.Module, _Company]:
+    """The joined layer of parts that are no `nn.Linear`, on meta, and what its stand-ins share.
+
+    Args:
+        first: one of the parts; all are alike but for their rows.
+        parts: their names.
+        sizes: rows of each.
+        groups: equal groups of rows, each of which holds rows of every part.
+        row_dim: the dimension of the tensors that counts the rows.
+        axis: the dimension of the output that they become.
+    """
+    layer: Any = with_rows(first, sum(sizes), row_dim)
+    layer.joined_parts = tuple(parts)
+    biased = (layer._parameters.get("bias") is not None,) * len(sizes)
+    return layer, _Company(sizes, biased, groups, row_dim, axis)
+
+
+def _narrowed(joined: nn.Module, rows: tuple[int, int], company: _Company) -> nn.Module:
+    """The joined layer with some of its rows alone; everything else, hooks too, is shared."""
+    own = joined.__class__.__new__(joined.__class__)
+    own.__dict__.update(joined.__dict__)
+    own.__dict__["_parameters"] = {
+        name: None if tensor is None else rows_of(tensor, *rows, company.groups, company.row_dim)
+        for name, tensor in joined._parameters.items()
+    }
+    return own
+
+
+def _rows_of(tensor: Tensor, start: int, stop: int, company: _Company) -> Tensor:
     """A view of some rows that says of itself what the whole says.
 
     Loaders mark tensors that hold values already; a model that initialises its `q_proj.weight` itself would
     otherwise fill the rows of a loaded joined weight with random numbers.
     """
-    view = tensor[start:stop]
+    view = rows_of(tensor, start, stop, company.groups, company.row_dim)
     view.__dict__.update(tensor.__dict__)
     return view
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments, the input first, and keyword arguments."""
+
+
+class _Tensor:
+    """A tensor given as a further argument: equal to itself while it is unchanged."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.source, self.version = weakref.ref(tensor), tensor._version
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Tensor) or self.version != other.version:
+            return False
+        return self.source() is not None and self.source() is other.source()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _token(value: object) -> object:
+    """Something equal for two calls that give the same further argument; unlike anything if nobody can tell."""
+    if isinstance(value, Tensor) and not value.is_inference():
+        return _Tensor(value)
+    return (type(value), value) if value is None or isinstance(value, bool | int | float | str) else object()
 
 
 def _is_tracing() -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rewire.modules.rows import together
 
 
 class SplitProjection(nn.Module):
@@ -54,10 +56,7 @@ class SplitProjection(nn.Module):
         parts = self._parts()
         if self._plain(input, parts):
             return self._into_one(input, parts)
-        outputs = [part(input) for part in parts]
-        if self.groups == 1:
-            return torch.cat(outputs, dim=-1)
-        return torch.cat([out.unflatten(-1, (self.groups, -1)) for out in outputs], dim=-1).flatten(-2)
+        return together([part(input) for part in parts], self.groups, dim=-1)
 
     def _plain(self, x: Tensor, parts: list[Any]) -> bool:
         """Whether nobody can tell if the parts are called: inference, no adapters, hooks or casts around."""
@@ -93,11 +92,56 @@ class SplitProjection(nn.Module):
         """The parts as they are now: linears, or whatever adapters and quantisers put in their place."""
         return [self._modules[name] for name in self.parts]
 
-    def _fused(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensor.unflatten(0, (self.groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
+    def _fused(self, tensors: list[Tensor]) -> Tensor:
+        return together(tensors, self.groups)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, groups={self.groups}"
+
+
+class SplitLayer(nn.Module):
+    """Stands where another fused layer stood: a pointwise convolution, or a matrix for each place.
+
+    Its children are the parts, layers of the same class with fewer rows, each called as the fused one was.
+
+    Args:
+        parts: by name, in the order in which their rows occur.
+        groups: equal groups of rows, each holding some of every part in turn.
+        row_dim: the dimension of the tensors that counts the rows.
+        axis: the dimension of the output that the rows become.
+
+    >>> split = SplitLayer({"k": nn.Conv1d(4, 2, 1), "v": nn.Conv1d(4, 6, 1)}, axis=-2)
+    >>> split(torch.zeros(1, 4, 5)).shape, split.weight.shape
+    (torch.Size([1, 8, 5]), torch.Size([8, 4, 1]))
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], groups: int = 1, row_dim: int = 0, axis: int = -1) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.groups, self.row_dim, self.axis = groups, row_dim, axis
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the fused layer would give."""
+        return together([part(*args, **kwargs) for part in self._parts()], self.groups, self.axis)
+
+    @property
+    def weight(self) -> Tensor:
+        """The fused weight, put together anew at every access."""
+        return together([part.weight for part in self._parts()], self.groups, self.row_dim)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The fused bias, put together anew at every access."""
+        biases = [part.bias for part in self._parts() if getattr(part, "bias", None) is not None]
+        return together(biases, self.groups, self.row_dim) if biases else None
+
+    def _parts(self) -> list[Any]:
+        return [self._modules[name] for name in self.parts]
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"
 
 
 def _linear(
@@ -107,6 +151,7 @@ def _linear(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Linear:
+    """An `nn.Linear`, made at once where it holds no values."""
     if device != "meta":
         return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
     # There are no values to initialise on meta, and that is what takes nn.Linear its time.

@@ -28,7 +28,9 @@ from rewire.plan.edits import (
     Rename,
     Replace,
     Split,
+    Stack,
     Unfreeze,
+    Unstack,
 )
 from rewire.plan.fields import Dtype, Layout, TensorLayout, import_path_of
 from rewire.plan.plan import VERSION, Plan, check, json_schema
@@ -51,6 +53,8 @@ __all__ = [
     "Edit",
     "Split",
     "Join",
+    "Unstack",
+    "Stack",
     "Replace",
     "Lora",
     "Freeze",

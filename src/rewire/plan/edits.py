@@ -25,8 +25,8 @@ from rewire.plan.fields import (
     ImportPath,
     LayoutName,
     Leaf,
-    Leaves,
     OneTarget,
+    Parts,
     Sequenced,
     Targets,
     import_path_of,
@@ -106,6 +106,8 @@ class Split(Edit):
 class Join(Edit):
     """Put linear layers of the same input together into one: `target` is their parent, `parts` its children.
 
+    A part may stand deeper, where a child only wraps it: `q_proj.linear`.
+
     >>> Join("encoder.layer.*.attention.self", parts=("query", "key", "value"), name="qkv").promise
     'exact'
     """
@@ -113,8 +115,41 @@ class Join(Edit):
     kind: ClassVar[str] = "join"
     promise: ClassVar[Promise] = "exact"  # the same sums, which one large product may add in another order
     target: OneTarget
-    parts: Leaves
+    parts: Parts
     name: Identifier | None = None
+
+
+@record
+class Unstack(Edit):
+    """Give every expert linear layers of its own, where all experts' weights lie in three-dimensional tensors.
+
+    `target` is the module that holds these tensors; afterwards its children `0`, `1`, … are the experts. With
+    `views` the layers are views of the tensors, which stay: no copy, and a model that is only read keeps its speed.
+
+    >>> Unstack("model.layers.*.mlp.experts", views=True).views
+    True
+    """
+
+    kind: ClassVar[str] = "unstack"
+    promise: ClassVar[Promise] = "exact"
+    target: OneTarget
+    views: Flag = False
+
+
+@record
+class Stack(Edit):
+    """Put the weights of all experts into one tensor per projection: `target` is the module that holds the experts.
+
+    Experts that `Unstack` took apart become the module that they were. Where a model has separate experts by
+    itself, these stay, and their linear layers read their slice of the tensor.
+
+    >>> Stack("encoder.block.*.layer.*.mlp.experts").promise
+    'exact'
+    """
+
+    kind: ClassVar[str] = "stack"
+    promise: ClassVar[Promise] = "exact"
+    target: OneTarget
 
 
 @record
@@ -270,4 +305,4 @@ class Rename(Edit):
     to: Leaf
 
 
-EDITS: tuple[type[Edit], ...] = (Split, Join, Replace, Lora, Freeze, Unfreeze, Cast, Rename)
+EDITS: tuple[type[Edit], ...] = (Split, Join, Unstack, Stack, Replace, Lora, Freeze, Unfreeze, Cast, Rename)

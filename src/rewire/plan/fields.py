@@ -35,6 +35,13 @@ def _leaf(value: object) -> str:
     return str(value)
 
 
+def _part(value: object) -> str:
+    """The path of a module below its parent, most often one name."""
+    if not all(name.isidentifier() or re.fullmatch(r"[0-9]+", name) for name in text(value).split(".")):
+        raise ValueError(f"must be the name of a child, or a path below it such as q.linear, but is {show(value)}")
+    return str(value)
+
+
 def _adapter(value: object) -> str:
     if not re.fullmatch(r"[^.\s]+", text(value)):
         raise ValueError(f"must be a name without dots and blanks, but is {show(value)}")
@@ -148,6 +155,7 @@ def _choice(literal: Any) -> tuple[Any, Any]:
 
 
 _LEAF = {"type": "string", "pattern": r"^[^.\s]+$"}
+_PART = {"type": "string", "pattern": r"^[^.\s]+(\.[^.\s]+)*$"}
 _PLACE = {"type": "string", "pattern": r"^\S+$"}
 _TENSOR = {"type": "string", "pattern": r"^[^.*\s]*(\.[^.*\s]+)*(\.?\*)?[^*\s]*$", "minLength": 1}
 _COUNT = {"type": "integer", "minimum": 1}
@@ -159,6 +167,7 @@ Integer = Annotated[int, *_plain(_integer, type="integer")]
 Count = Annotated[int, *_plain(_positive, **_COUNT)]
 Identifier = Annotated[str, *_plain(_identifier, **_LEAF)]
 Leaf = Annotated[str, *_plain(_leaf, **_LEAF)]
+Part = Annotated[str, *_plain(_part, **_PART)]
 AdapterName = Annotated[str, *_plain(_adapter, **_LEAF)]
 TensorName = Annotated[str, *_plain(_tensor_name, **_TENSOR)]
 OneTarget = Annotated[str, *_plain(_target, **_PLACE)]
@@ -180,7 +189,7 @@ def _several(items: dict[str, Any], *checks: Callable[[Any], Any], unique: bool)
 
 
 Identifiers = Annotated[tuple[Identifier, ...], *_several(_LEAF, _distinct, unique=True)]
-Leaves = Annotated[tuple[Leaf, ...], *_several(_LEAF, _distinct, unique=True)]
+Parts = Annotated[tuple[Part, ...], *_several(_PART, _distinct, unique=True)]
 TensorNames = Annotated[tuple[TensorName, ...], *_several(_TENSOR, _distinct, unique=True)]
 Counts = Annotated[tuple[Count, ...], *_several(_COUNT, unique=False)]
 Sequenced = BeforeValidator(_sequence)

@@ -19,9 +19,10 @@ class Case:
     """One input.
 
     `kwargs` are passed to `forward` (tensors are cloned and moved to the model's device; floating ones take
-    the model's type). `mask` is a boolean tensor (batch, length), true at real positions; outputs with these
-    two dimensions are compared at real and at padded positions separately. `seed` starts every random number
-    generator before each forward, so that models that draw numbers (random masking, say) draw the same ones.
+    the model's type; what has a method `fresh` is made anew, as `sessions.VideoSession`). `mask` is a boolean
+    tensor (batch, length), true at real positions; outputs with these two dimensions are compared at real and
+    at padded positions separately. `seed` starts every random number generator before each forward, so that
+    models that draw numbers (random masking, say) draw the same ones.
 
     With `continuation` forward is called twice: with `kwargs`, and then with `continuation` and the
     `past_key_values` that it gave, as generation does; both outputs are compared.

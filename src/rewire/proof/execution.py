@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,30 +55,51 @@ def forward(model: nn.Module, case: Case) -> Outputs:
 
 def forward_with_graph(model: nn.Module, case: Case) -> Outputs:
     """The outputs of `model` for `case` as autograd is set up around the call."""
+    outputs = _outputs(model, case, model)
+    inside = getattr(type(model).forward, "__wrapped__", None)
+    if inside is None or not torch.is_grad_enabled() or any(tensor.requires_grad for tensor in outputs.values()):
+        return outputs
+    # Trackers of objects in videos wrap their forward into `torch.inference_mode`: what is inside has gradients.
+    return _outputs(model, case, inside.__get__(model))
+
+
+def _outputs(model: nn.Module, case: Case, call: Callable[..., Any]) -> Outputs:
     flags = {name: value for name, value in accepted_flags(model).items() if name not in case.kwargs}
     try:
-        return flatten(_call(model, case, flags))
+        return flatten(_call(model, case, call, flags))
     except TypeError:
         if not flags:
             raise
-    return flatten(_call(model, case, {}))  # `**kwargs` may be passed on to something that rejects the flags
+    return flatten(_call(model, case, call, {}))  # `**kwargs` may be passed on to something that rejects the flags
 
 
-def _call(model: nn.Module, case: Case, flags: Mapping[str, bool]) -> Any:
+def _call(model: nn.Module, case: Case, call: Callable[..., Any], flags: Mapping[str, bool]) -> Any:
     device, dtype = placement(model)
     kwargs = {name: _moved(value, device, dtype) for name, value in case.kwargs.items()}
     seed_all(case.seed)
     if case.continuation is None:
-        return model(**kwargs, **flags)
-    first = model(**kwargs, **flags, use_cache=True)
+        return _with_changes(case, kwargs, call(**kwargs, **flags))
+    first = call(**kwargs, **flags, use_cache=True)
     more = {name: _moved(value, device, dtype) for name, value in case.continuation.items()}
     # The cache grows in place, so what the first call gave is copied before the second.
     copies = {name: tensor.clone() for name, tensor in flatten(first).items()}
-    return {"first": copies, "second": model(**more, **flags, past_key_values=first.past_key_values, use_cache=True)}
+    return {"first": copies, "second": call(**more, **flags, past_key_values=first.past_key_values, use_cache=True)}
+
+
+def _with_changes(case: Case, kwargs: Mapping[str, Any], output: Any) -> Any:
+    """What forward gave, and what it wrote into values that it changes."""
+    changes = {name: value.changes(kwargs[name]) for name, value in case.kwargs.items() if hasattr(value, "fresh")}
+    return {"output": output, **changes} if changes else output
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A fresh copy of a tensor on `device`, floating ones as `dtype`; other values as they are."""
+    """A fresh copy of a tensor on `device`, floating ones as `dtype`; other values as they are.
+
+    Values that forward changes have a method `fresh(device, dtype)` that makes them anew, and a method
+    `changes(made)` that gives the tensors which forward wrote.
+    """
+    if hasattr(value, "fresh"):
+        return value.fresh(device, dtype)
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)

@@ -18,7 +18,7 @@ LENGTH_KEYS = (
     "max_sequence_length",
     "max_target_positions",
 )
-IMAGE_TOKEN_KEYS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+IMAGE_KEYS = ("image_size", "max_img_size", "resolution")
 SMALL_PAD_ID = 8
 """Pad ids up to here may shift learned positions (RoBERTa); larger ones are ordinary rows of the vocabulary."""
 
@@ -39,9 +39,12 @@ def lookup(config: Any, *names: str) -> Any:
 
 
 def text_config(config: Any) -> Any:
-    """The config of the text part, or `config` itself."""
+    """The config of the text part, or `config` itself, also where it has several texts, read and written."""
     get = getattr(config, "get_text_config", None)
-    return get() if get is not None else config
+    try:
+        return get() if get is not None else config
+    except ValueError:
+        return config
 
 
 def vision_config(config: Any) -> Any:
@@ -91,7 +94,8 @@ class Facts:
     @property
     def vocab_size(self) -> int:
         """Rows of the vocabulary that may be asked for."""
-        size = lookup(text_config(self.config), "vocab_size") or lookup(self.config, "vocab_size") or 0
+        names = ("vocab_size", "num_hash_buckets")  # models of characters may have buckets in place of a vocabulary
+        size = lookup(text_config(self.config), *names) or lookup(self.config, *names) or 0
         try:
             rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
         except (AttributeError, NotImplementedError):
@@ -123,12 +127,6 @@ class Facts:
         return found if isinstance(found, int) and found < self.vocab_size else None
 
     @property
-    def image_token(self) -> int | None:
-        """The id that stands for a piece of an image inside a text."""
-        found = lookup(self.config, *IMAGE_TOKEN_KEYS)
-        return found if isinstance(found, int) else None
-
-    @property
     def token_ids(self) -> Tensor:
         """The ids that random text is made of."""
         special = self.special_ids
@@ -146,7 +144,7 @@ class Facts:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of an image in pixels: the model's full size, 64 where it takes any."""
-        size = lookup(vision_config(self.config), "image_size") or lookup(self.config, "image_size")
+        size = lookup(vision_config(self.config), "image_size") or lookup(self.config, *IMAGE_KEYS)
         return pair(size or 64)
 
     @property
@@ -169,7 +167,7 @@ class Facts:
 
 def _special_ids(config: Any) -> Iterator[int]:
     for name, value in vars(config).items() if hasattr(config, "__dict__") else ():
-        if name.endswith(("_token_id", "_token_ids", "_token_index")):
+        if name.endswith(("_token_id", "_token_ids", "_token_index", "_patch_id")):
             yield from (one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, int))
     for sub in sub_configs(config):
         yield from _special_ids(sub)

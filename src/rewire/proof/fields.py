@@ -6,34 +6,33 @@ is better left out. `MAKERS` is the table; a new kind of input is one more line 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewire.proof.cases import Padding, padding_mask
-from rewire.proof.facts import Facts, lookup, pair, vision_config
-
-AUDIO_FRAMES = 12
-GRID_SIDE = 2
-"""Side, in merged patches, of the small image given to models that take images as flat lists of patches."""
+from rewire.proof.facts import Facts, lookup, pair
+from rewire.proof.patches import pixel_shape
+from rewire.proof.placeholders import Run
+from rewire.proof.sound import samples_of
 
 
 @dataclass(frozen=True)
 class Shape:
     """Size, padding and seed of one case.
 
-    `placeholders` is how many tokens of a text stand for an image (0: no image), `more` how many follow in a
-    second call.
+    `placeholders` are the tokens of a text that stand for images, videos and sounds, with those around them
+    (none: a text alone), `more` is how many tokens follow in a second call.
     """
 
     batch: int
     length: int
     padding: Padding = "none"
     seed: int = 0
-    placeholders: int = 0
+    placeholders: tuple[Run, ...] = ()
     more: int = 0
 
     @property
@@ -60,23 +59,16 @@ def input_ids(facts: Facts, shape: Shape) -> Tensor:
     if facts.is_encoder_decoder and facts.end_id is not None and shape.length > 1:
         last = (mask * torch.arange(shape.length)).argmax(1)
         tokens[torch.arange(shape.batch), last] = facts.end_id
-    if facts.image_token is not None:
-        tokens[:, 1 : 1 + shape.placeholders] = facts.image_token
+    if shape.placeholders:
+        where, what = places(shape.placeholders)
+        tokens[:, where] = what
     return torch.where(mask, tokens, torch.full_like(tokens, facts.pad_id))
 
 
-def image_tokens(facts: Facts) -> int:
-    """How many placeholders one image takes in a text: asked of the model where it can tell."""
-    if "image_grid_thw" in facts.accepts:
-        return GRID_SIDE**2
-    features = getattr(facts.model, "get_image_features", None)
-    pixels = pixel_values(facts, Shape(1, 1))
-    with torch.no_grad():
-        parameter = next(facts.model.parameters())
-        found = features(pixels.to(parameter.device, parameter.dtype)) if features is not None else None
-    found = getattr(found, "pooler_output", found)
-    found = found[0] if isinstance(found, list | tuple) else found
-    return int(found.shape[-2]) if isinstance(found, Tensor) else 0
+def places(placeholders: tuple[Run, ...]) -> tuple[slice, Tensor]:
+    """Where in a text the placeholders stand, and which tokens they are."""
+    what = torch.tensor([run.token for run in placeholders for _ in range(run.count)])
+    return slice(1, 1 + len(what)), what
 
 
 def attention_mask(facts: Facts, shape: Shape) -> Tensor | None:
@@ -86,12 +78,7 @@ def attention_mask(facts: Facts, shape: Shape) -> Tensor | None:
     if shape.padding == "none" and (shape.seed % 2 == 0 or "input_ids" not in facts.accepts):
         return None
     is_text = "input_ids" in facts.accepts
-    return padding_mask(shape.padding, shape.batch, shape.length if is_text else samples(facts)).long()
-
-
-def takes_samples(facts: Facts) -> bool:
-    """Whether sound comes as samples that convolutions turn into frames."""
-    return lookup(facts.config, "conv_kernel") is not None
+    return padding_mask(shape.padding, shape.batch, shape.length if is_text else samples_of(facts)).long()
 
 
 def token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
@@ -116,37 +103,21 @@ def decoder_input_ids(facts: Facts, shape: Shape) -> Tensor | None:
 
 
 def mm_token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
-    """Ones where a placeholder stands for a piece of an image; (batch, length)."""
-    if not shape.placeholders or facts.image_token is None:
-        return None
-    return input_ids(facts, shape).eq(facts.image_token).long()
+    """Which tokens stand for a piece of an image, of a video or of a sound; (batch, length)."""
+    return kinds(shape) if shape.placeholders else None
+
+
+def kinds(shape: Shape) -> Tensor:
+    """The kind of what every token of a text stands for, (batch, length)."""
+    where, _ = places(shape.placeholders)
+    found = torch.zeros(shape.batch, shape.length, dtype=torch.long)
+    found[:, where] = torch.tensor([run.kind for run in shape.placeholders for _ in range(run.count)])
+    return found
 
 
 def pixel_values(facts: Facts, shape: Shape) -> Tensor:
-    """Images of the model's full size, normalised colours; (batch, [frames,] channels, height, width)."""
-    height, width = facts.image_size
-    frames = lookup(facts.config, "num_frames")
-    lead = (shape.batch, frames) if isinstance(frames, int) else (shape.batch,)
-    if "image_grid_thw" in facts.accepts:
-        return _flat_patches(facts, shape)
-    return torch.randn(*lead, facts.channels, height, width, generator=shape.generator("pixel_values"))
-
-
-def _merge(facts: Facts) -> int:
-    return int(lookup(vision_config(facts.config), "spatial_merge_size") or 1)
-
-
-def _flat_patches(facts: Facts, shape: Shape) -> Tensor:
-    patches = shape.batch * (GRID_SIDE * _merge(facts)) ** 2
-    depth = int(lookup(vision_config(facts.config), "temporal_patch_size") or 1)
-    size = facts.channels * depth * facts.patch_size**2
-    return torch.randn(patches, size, generator=shape.generator("pixel_values"))
-
-
-def image_grid_thw(facts: Facts, shape: Shape) -> Tensor:
-    """Frames, rows and columns of patches of each image, (batch, 3)."""
-    side = GRID_SIDE * _merge(facts)
-    return torch.tensor([[1, side, side]] * shape.batch)
+    """Images of the model's full size, normalised colours; (batch, [frames,] channels, height, width), or patches."""
+    return torch.randn(*pixel_shape(facts, shape.batch), generator=shape.generator("pixel_values"))
 
 
 def input_points(facts: Facts, shape: Shape) -> Tensor:
@@ -155,8 +126,11 @@ def input_points(facts: Facts, shape: Shape) -> Tensor:
 
 
 def input_boxes(facts: Facts, shape: Shape) -> Tensor | None:
-    """One box per prompt as (left, top, right, bottom) in pixels, (batch, prompts, 4); in odd seeds only."""
-    if shape.seed % 2 == 0:
+    """One box per prompt as (left, top, right, bottom) in pixels, (batch, prompts, 4); in odd seeds only.
+
+    Models that take words too (SAM 3) cut boxes out with torchvision, so they get words alone.
+    """
+    if shape.seed % 2 == 0 or "input_boxes_labels" in facts.accepts:
         return None
     corners = torch.rand(shape.batch, 2, 2, 2, generator=shape.generator("input_boxes")).sort(dim=2).values
     return _inside(facts, corners).flatten(2)
@@ -167,52 +141,18 @@ def _inside(facts: Facts, fractions: Tensor) -> Tensor:
     return fractions * torch.tensor([width, height])
 
 
-def input_features(facts: Facts, shape: Shape) -> Tensor | None:
-    """Spectrograms: Whisper's (batch, mel bins, frames) of full length, else (batch, frames, features)."""
-    config, generator = facts.config, shape.generator("input_features")
-    bins, positions = lookup(config, "num_mel_bins"), lookup(config, "max_source_positions")
-    if isinstance(lookup(config, "spec_size"), int) and isinstance(bins, int):
-        return torch.randn(shape.batch, 1, lookup(config, "spec_size") * 2, bins, generator=generator)
-    if lookup(config, "input_feat_per_channel"):
-        size = int(lookup(config, "input_feat_per_channel")) * int(lookup(config, "input_channels") or 1)
-        return torch.randn(shape.batch, 4 * AUDIO_FRAMES, size, generator=generator)
-    if isinstance(bins, int) and isinstance(positions, int):
-        return torch.randn(shape.batch, bins, 2 * positions, generator=generator)
-    size = lookup(config, "feature_projection_input_dim", "num_mel_bins", "input_dim")
-    return torch.randn(shape.batch, 4 * AUDIO_FRAMES, size, generator=generator) if isinstance(size, int) else None
-
-
-def input_values(facts: Facts, shape: Shape) -> Tensor:
-    """Sound: samples (batch, [channels,] samples), or spectrograms (batch, frames, mel bins) for AST."""
-    config, generator = facts.config, shape.generator("input_values")
-    bins, frames = lookup(config, "num_mel_bins"), lookup(config, "max_length")
-    if isinstance(bins, int) and isinstance(frames, int) and not takes_samples(facts):
-        return torch.randn(shape.batch, frames, bins, generator=generator)
-    channels = lookup(config, "audio_channels")
-    lead = (shape.batch, channels) if isinstance(channels, int) else (shape.batch,)
-    return torch.randn(*lead, samples(facts), generator=generator)
-
-
-def samples(facts: Facts, frames: int = AUDIO_FRAMES) -> int:
-    """How many samples give `frames` frames after the convolutions of the config."""
-    kernels, strides = lookup(facts.config, "conv_kernel"), lookup(facts.config, "conv_stride")
-    if not isinstance(kernels, list | tuple) or not isinstance(strides, list | tuple):
-        ratios = lookup(facts.config, "upsampling_ratios", "downsampling_ratios")
-        return AUDIO_FRAMES * (math.prod(ratios) if isinstance(ratios, list | tuple) else 320)
-    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-        frames = (frames - 1) * stride + kernel
-    return int(frames)
-
-
 def pixel_values_videos(facts: Facts, shape: Shape) -> Tensor:
-    """Videos, (batch, frames, channels, height, width)."""
+    """Videos, (batch, frames, channels, height, width), or the patches of one frame each, in a row."""
+    if "target_sizes_videos" in facts.accepts:
+        size = pixel_shape(facts, shape.batch)
+        return torch.randn(*size, generator=shape.generator("pixel_values_videos"))
     frames = lookup(facts.config, "frames_per_clip", "num_frames") or 4
     height, width = pair(lookup(facts.config, "crop_size", "image_size") or 64)
     size = (shape.batch, int(frames), facts.channels, height, width)
     return torch.randn(*size, generator=shape.generator("pixel_values_videos"))
 
 
-Maker = Callable[[Facts, Shape], Tensor | None]
+Maker = Callable[[Facts, Shape], Any]
 
 MAKERS: dict[str, Maker] = {
     "input_ids": input_ids,
@@ -221,13 +161,7 @@ MAKERS: dict[str, Maker] = {
     "mm_token_type_ids": mm_token_type_ids,
     "decoder_input_ids": decoder_input_ids,
     "pixel_values": pixel_values,
-    "image_grid_thw": image_grid_thw,
     "input_points": input_points,
     "input_boxes": input_boxes,
-    "input_features": input_features,
-    "input_values": input_values,
     "pixel_values_videos": pixel_values_videos,
 }
-
-IMAGE_NAMES = frozenset({"pixel_values", "image_grid_thw"})
-"""Arguments that a model mixing images into its text takes only together with placeholders."""

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from rewire.errors import ProofError
+from rewire.proof import fields, fields_audio, fields_multimodal, fields_regions, fields_text, fields_vision
 from rewire.proof.cases import Case, Padding
-from rewire.proof.facts import Facts
-from rewire.proof.fields import IMAGE_NAMES, MAKERS, Shape, image_tokens, takes_samples, text
+from rewire.proof.execution import forward_parameters
+from rewire.proof.facts import Facts, lookup
+from rewire.proof.fields import Maker, Shape, text
+from rewire.proof.placeholders import MODALITIES, VIDEO, Run, arguments, mixed, runs, together
+from rewire.proof.sound import takes_samples
+
+MAKERS: dict[str, Maker] = {
+    **fields.MAKERS,
+    **fields_text.MAKERS,
+    **fields_audio.MAKERS,
+    **fields_vision.MAKERS,
+    **fields_multimodal.MAKERS,
+    **fields_regions.MAKERS,
+}
+"""What makes each argument, the parts of the table put together."""
 
 TEXT: tuple[tuple[int, int, Padding], ...] = (
     (1, 33, "none"),
@@ -33,7 +48,13 @@ CHOICES = 2
 """Answers to choose from, where a model chooses."""
 
 SEQUENCES = frozenset({"input_ids", "decoder_input_ids"})
-VIDEO_MODELS = frozenset({"pixel_values_videos"})
+PREFIX = frozenset({"image_embeds_position_mask"})
+"""Arguments of models that put images at the beginning of every text."""
+ROBOT = frozenset({"action_embeds"})
+"""Arguments of models that act on what they see, and do nothing without it."""
+
+AROUND = 7
+"""Ordinary tokens in a text with images, videos or sounds."""
 
 
 def cases_for(model: nn.Module, seeds: Sequence[int] = (0, 1)) -> tuple[Case, ...]:
@@ -63,8 +84,8 @@ def cases_for(model: nn.Module, seeds: Sequence[int] = (0, 1)) -> tuple[Case, ..
 def wanted_names(facts: Facts) -> tuple[str, ...]:
     """The arguments to fill: those forward takes and a maker exists for."""
     names = tuple(name for name in MAKERS if name in facts.accepts)
-    if "pixel_values" in names:
-        names = tuple(name for name in names if name not in VIDEO_MODELS)
+    if "pixel_values" in names and VIDEO not in mixed(facts):
+        names = tuple(name for name in names if name not in VIDEO.content)
     has_content = any(name not in ("attention_mask", "token_type_ids", "mm_token_type_ids") for name in names)
     if "input_ids" in names and facts.vocab_size == 0:
         raise ProofError(
@@ -83,24 +104,43 @@ def shapes_for(facts: Facts, names: Sequence[str], seeds: Sequence[int]) -> Iter
         return
     can_pad = "input_ids" in names and "attention_mask" in names
     limit = facts.max_length
-    placeholders = image_tokens(facts) if mixes_images(facts, names) else 0
+    least = int(lookup(facts.config, "latent_query_num") or 0) + 1 if PREFIX & facts.accepts else 1
+    mixtures, needs_them = mixtures_for(facts), needs_placeholders(facts)
     for seed in seeds:
-        if placeholders:
-            yield Shape(1, placeholders + 7, "none", seed, placeholders)
-        shapes = [Shape(batch, min(length, limit), padding, seed) for batch, length, padding in TEXT]
+        for mixture in mixtures:
+            length = sum(run.count for run in mixture) + AROUND
+            yield from (Shape(batch, length, "none", seed, mixture) for batch in ((1, 2) if needs_them else (1,)))
+        if needs_them:
+            continue
+        shapes = [
+            Shape(batch, max(min(length, limit), least), padding, seed) for batch, length, padding in TEXT
+        ]
         yield from dict.fromkeys(shape for shape in shapes if can_pad or shape.padding == "none")
         if facts.continues:
             yield Shape(2, min(11, limit), "none", seed, more=2)
 
 
-def mixes_images(facts: Facts, names: Sequence[str]) -> bool:
-    """Whether images enter the text through placeholder tokens."""
-    return "pixel_values" in names and "input_ids" in names and facts.image_token is not None
+def mixtures_for(facts: Facts) -> list[tuple[Run, ...]]:
+    """The placeholders of the texts that hold images, videos or sounds; one text for all where that can be."""
+    made = [runs(facts, group, lambda name: _one(facts, name)) for group in together(facts, mixed(facts))]
+    return [one for one in made if one]
+
+
+def _one(facts: Facts, name: str) -> Any:
+    """The argument `name` for one image, video or sound; None where none can be made."""
+    return MAKERS[name](facts, Shape(1, 1)) if name in MAKERS else None
+
+
+def needs_placeholders(facts: Facts) -> bool:
+    """Whether a text alone is no input: forward cannot do without what enters through placeholders."""
+    required = {name for name, one in forward_parameters(facts.model).items() if one.default is one.empty}
+    return any(one.content & required for one in mixed(facts)) or bool(ROBOT & required)
 
 
 def build_case(facts: Facts, shape: Shape, names: Sequence[str]) -> Case:
     """The case of one shape."""
-    left_out = IMAGE_NAMES if mixes_images(facts, names) and not shape.placeholders else frozenset()
+    kinds = {run.kind for run in shape.placeholders}
+    left_out = {name for one in mixed(facts) if one.kind not in kinds for name in arguments(facts, one)}
     made = {name: MAKERS[name](facts, shape) for name in names if name not in left_out}
     kwargs = {name: value for name, value in made.items() if value is not None}
     if not kwargs:
@@ -123,7 +163,8 @@ def _title(shape: Shape, names: Sequence[str]) -> str:
     parts = [f"len {shape.length}"] if SEQUENCES & set(names) else []
     parts += [f"batch {shape.batch}"]
     parts += [f"{shape.padding} padding"] if shape.padding != "none" else []
-    parts += ["with image"] if shape.placeholders else []
+    kinds = {run.kind for run in shape.placeholders}
+    parts += [f"with {one.name}" for one in MODALITIES if one.kind in kinds]
     parts += [f"then {shape.more} from the cache"] if shape.more else []
     return ", ".join([*parts, f"seed {shape.seed}"])
 
@@ -135,7 +176,7 @@ def cost(facts: Facts, case: Case) -> float:
 
 
 def _positions(facts: Facts, name: str, value: Tensor) -> int:
-    if name == "pixel_values" and value.ndim >= 4:
+    if name in ("pixel_values", "hidden_states"):
         return value.numel() // (facts.channels * facts.patch_size**2)
     if name == "pixel_values_videos":
         return value.numel() // (facts.channels * facts.patch_size**2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Pair:
     @cached_property
     def in_double(self) -> Pair:
         """Deep copies of both with every floating tensor in float64, made when first asked for."""
-        before, after = (deep_copy(model).double() for model in (self.before, self.after))
+        before, after = (_in_double(deep_copy(model)) for model in (self.before, self.after))
         limits = Tolerances(self.limits.promise, torch.float64, self.limits.overrides)
         return Pair(before, after, self.rules, limits, self.label)
 
@@ -55,6 +56,15 @@ def deep_copy(model: nn.Module) -> nn.Module:
         if isinstance(own, FunctionType) and vars(copied.get_submodule(path)).get("forward") is own:
             raise ProofError(f"the forward of {path or 'the model'} was replaced by a function, which cannot be copied")
     return copied
+
+
+def _in_double(model: nn.Module) -> nn.Module:
+    """`model` in float64, for which there is no grouped matrix product: its experts run one after the other."""
+    choose = getattr(model, "set_experts_implementation", None)
+    if callable(choose):
+        with contextlib.suppress(ValueError):  # what this model has are no such experts
+            choose("eager")
+    return model.double()
 
 
 def in_single(pair: Pair) -> Pair | None:

@@ -1,0 +1,143 @@
+"""Linear layers of experts whose parameters are views of the stacked tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewire.modules.stacked_tensor import is_plain_linear
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a stacked tensor a parameter of the experts lies.
+
+    Attributes:
+        number: the expert; empty for the experts module's own parameters.
+        part: the linear layer in it; empty too.
+        leaf: the parameter of that.
+        whole: name of the stacked tensor.
+        size, stride, offset: the view, counted from the first element of the stacked tensor.
+    """
+
+    number: str
+    part: str
+    leaf: str
+    whole: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @staticmethod
+    def find(name: str, view: Tensor, wholes: Mapping[str, Tensor]) -> Place:
+        """The place of `view` in the one of `wholes` that holds its memory. Raises `ValueError` if none does."""
+        *path, leaf = name.split(".")
+        number, part = path or ("", "")
+        for key, whole in wholes.items():
+            distance = view.data_ptr() - whole.data_ptr()
+            if 0 <= distance < max(whole.nbytes, 1):
+                offset = distance // whole.element_size()
+                return Place(number, part, leaf, key, tuple(view.shape), view.stride(), offset)
+        raise ValueError(f"{name} is not a view of a stacked tensor")
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The view of `whole`."""
+        return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
+
+    def layer(self, experts: nn.Module) -> Any:
+        """The module in `experts` whose parameter this is."""
+        return experts._modules[self.number]._modules[self.part] if self.part else experts  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class StackedViews:
+    """The stacked parameters, and the views of them that the layers of an experts module have for parameters.
+
+    Attributes:
+        wholes: the stacked parameters by name.
+        places: where the views lie.
+        made: for each place the layer, its parameter and the address of that; empty while nothing is a view.
+    """
+
+    wholes: Mapping[str, nn.Parameter]
+    places: tuple[Place, ...]
+    made: tuple[tuple[nn.Module, nn.Parameter, int], ...] = ()
+
+    def put_in(self, experts: nn.Module) -> StackedViews:
+        """Puts views in the place of the layers' own parameters, gradients too."""
+        for place in self.places:
+            layer, whole = place.layer(experts), self.wholes[place.whole]
+            view = nn.Parameter(place.of(whole.detach()), requires_grad=layer._parameters[place.leaf].requires_grad)
+            if whole.grad is not None and whole.grad.stride() == whole.stride():
+                view.grad = place.of(whole.grad)
+            layer._parameters[place.leaf] = view
+        for whole in self.wholes.values():
+            whole.grad = None
+        return self._as_they_are(experts)
+
+    def take_out(self, experts: nn.Module) -> None:
+        """Leaves the layers with parameters on meta."""
+        for place in self.places:
+            layer = place.layer(experts)
+            layer._parameters[place.leaf] = on_meta(place.size, layer._parameters[place.leaf])
+
+    def _as_they_are(self, experts: nn.Module) -> StackedViews:
+        made = []
+        for place in self.places:
+            layer = place.layer(experts)
+            view = layer._parameters[place.leaf]
+            made.append((layer, view, view.data_ptr()))
+        return replace(self, made=tuple(made))
+
+    def untouched(self, experts: nn.Module) -> bool:
+        """Whether every layer is plain, and its parameter the view that was put there."""
+        for place, (layer, view, pointer) in zip(self.places, self.made, strict=True):
+            if place.layer(experts) is not layer or layer._parameters[place.leaf] is not view:
+                return False
+            if view.data_ptr() != pointer or (place.part and not is_plain_linear(layer)):
+                return False
+        return True
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a layer has collected gradients, which the stacked parameters know nothing of."""
+        return any(view.grad is not None for _, view, _ in self.made)
+
+    def moved(self, experts: nn.Module, wholes: Mapping[str, Tensor]) -> StackedViews:
+        """Has `wholes` for data in place of the tensors now, the parameters staying the same objects."""
+        for name, whole in self.wholes.items():
+            whole.data = wholes[name]
+        for place, (_, view, _) in zip(self.places, self.made, strict=True):
+            gradient, view.grad = view.grad, None
+            view.data = place.of(self.wholes[place.whole].detach())
+            if gradient is not None:
+                view.grad = gradient.to(view.device, view.dtype)
+        return self._as_they_are(experts)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Meanwhile the layers have no parameters."""
+        for place, (layer, _, _) in zip(self.places, self.made, strict=True):
+            layer._parameters[place.leaf] = None
+        try:
+            yield
+        finally:
+            for place, (layer, view, _) in zip(self.places, self.made, strict=True):
+                layer._parameters[place.leaf] = view
+
+    def can_move(self, wholes: Mapping[str, Tensor]) -> bool:
+        """Whether `wholes` can be the data of the parameters, all views lying where they lie now."""
+        return all(
+            torch._has_compatible_shallow_copy_type(whole, wholes[name]) and wholes[name].stride() == whole.stride()
+            for name, whole in self.wholes.items()
+        )
+
+
+def on_meta(shape: tuple[int, ...] | torch.Size, like: Tensor) -> nn.Parameter:
+    """A parameter without values, of the type and flag of `like`."""
+    return nn.Parameter(torch.empty(shape, dtype=like.dtype, device="meta"), requires_grad=like.requires_grad)
