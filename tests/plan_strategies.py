@@ -21,9 +21,11 @@ from rewire.plan import (
     Replace,
     Split,
     SplitTensor,
+    Stack,
     TensorRule,
     TransposeTensor,
     Unfreeze,
+    Unstack,
 )
 
 # Anything a file can hold (not half a surrogate pair), and often words that YAML may take for something else.
@@ -37,7 +39,7 @@ PATHS = st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join)
 TARGETS = st.one_of(
     PATHS,
     PATHS.map("{}:*Attention".format),
-    st.sampled_from(["@attention", "@mlp:Foo", "@encoder(a.**)"]),
+    st.sampled_from(["@attention", "@mlp:Foo", "@encoder(a.**)", "@experts"]),
 )
 MANY_TARGETS = st.one_of(TARGETS, st.lists(TARGETS, min_size=1, max_size=3).map(tuple))
 DTYPES = st.sampled_from(["float32", "bfloat16", "float16", "float64"])
@@ -102,6 +104,8 @@ LORAS = st.builds(
 EDITS: st.SearchStrategy[Edit] = st.one_of(
     SPLITS,
     st.builds(Join, TARGETS, distinct(NAMES), st.none() | NAMES, optional=st.booleans()),
+    st.builds(Unstack, TARGETS, st.booleans(), optional=st.booleans()),
+    st.builds(Stack, TARGETS, optional=st.booleans()),
     st.builds(Replace, TARGETS, st.sampled_from(["a.b:C", "a:B.C", TransposeTensor]), st.lists(RULES, max_size=3)),
     LORAS,
     st.builds(Freeze, MANY_TARGETS, optional=st.booleans()),

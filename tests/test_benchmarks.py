@@ -219,7 +219,7 @@ def test_every_case_is_well_formed() -> None:
     cases = list(forward.cases())
     assert len({case.name for case in cases}) == len(cases)
     assert sum(case.seconds for case in cases) < 240
-    assert {case.edited for case in cases} == {forward.SPLIT, forward.JOIN}
+    assert {case.edited for case in cases} == {forward.SPLIT, forward.JOIN, forward.UNSTACK}
 
 
 # ---------------------------------------------------------------- the command

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
 import rewire
-from rewire import experts
+from rewire import experts, zoo
 from rewire.errors import RefusedError
 from rewire.experts import StackedExperts
 from rewire.families import Refusal
@@ -86,7 +88,7 @@ def test_outputs_gradients_and_the_way_back(model_type: str, implementation: str
     assert torch.equal(output(model, **inputs(model_type)), before)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "switch_transformers"])
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "longcat_flash", "switch_transformers"])
 def test_the_proof_passes(model_type: str) -> None:
     before = tiny(model_type)
     after = copy.deepcopy(before)
@@ -150,8 +152,39 @@ def test_other_tensors_and_attributes_stay_where_they_were() -> None:
     assert module.post_expert_norm is norm
     assert module.num_experts == 4
     assert module.config is model.config
-    with pytest.raises(AttributeError, match="gate_up_proj"):
-        _ = module.gate_up_proj
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = module.nothing
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "longcat_flash", "jetmoe", "nemotron_h"])
+@pytest.mark.parametrize("views", [False, True])
+def test_who_asks_for_a_stacked_tensor_gets_it(model_type: str, views: bool) -> None:
+    model = tiny(model_type)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    receipt = rewire.apply_(model, Unstack("@experts", views=views))
+    for decision in receipt.decisions:
+        module = model.get_submodule(decision.path)
+        assert isinstance(module, UnstackedExperts)
+        for name in (name for weight in module.weights for name in weight.tensors):
+            assert torch.equal(getattr(module, name), before[f"{decision.path}.{name}"])
+
+
+class Marked(nn.Module):
+    """Its owner initialises the stacked tensor, as that of Qwen3-Omni does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(2, 6, 4))
+
+
+def test_a_tensor_put_together_is_marked_as_its_parts_are() -> None:
+    """Transformers marks loaded tensors; one that was not marked would be initialised."""
+    module = UnstackedExperts(Marked(), [StackedWeight("up", ("up",), (6,), 4)], 2)
+    first, second = (expert.get_submodule("up").weight for expert in module.experts)
+    first._is_hf_initialized = True
+    assert not hasattr(module.up, "_is_hf_initialized")
+    second._is_hf_initialized = True
+    assert module.up._is_hf_initialized
 
 
 def test_training_mode_and_half_precision() -> None:
@@ -667,6 +700,24 @@ def test_adapted_layers_are_not_stacked() -> None:
         rewire.apply_(model, Stack("@experts"))
 
 
+def test_modules_of_their_own_with_the_same_tensors_are_edited_together() -> None:
+    """The decoder of Diffusion Gemma holds the encoder's experts."""
+    model = zoo.tiny_model("diffusion_gemma")
+    before, tensors = snapshot(model), tree(model)
+    receipt = rewire.apply_(model, Unstack("@experts"))
+    assert len(receipt.decisions) == 2
+    first, second = (
+        model.get_submodule(f"{path}.layers.1.experts.3.up_proj") for path in ("encoder.language_model", "decoder")
+    )
+    assert first is not second
+    assert first.weight is second.weight
+    rewire.revert_(model)
+    assert same(snapshot(model), before)
+    assert tree(model) == tensors
+    with pytest.raises(RefusedError, match="cannot have the same views"):
+        rewire.apply_(model, Unstack("@experts", views=True))
+
+
 def test_a_shared_module_is_edited_once() -> None:
     model = tiny("mixtral")
     model.layers[1].mlp.experts = model.layers[0].mlp.experts
@@ -682,6 +733,18 @@ def test_a_shared_module_is_edited_once() -> None:
 
 
 # ---------------------------------------------------------------- classes that nothing is known of
+
+
+def test_a_listed_class_outside_every_auto_model() -> None:
+    """Step 3.7's experts clamp by a limit of their own and declare nothing."""
+    config = Step3p7TextConfig(hidden_size=32, moe_intermediate_size=24, num_local_experts=4)
+    stacked = Step3p7Experts(config, swiglu_limit=0.5)
+    strengthen(stacked)
+    model = nn.ModuleDict({"experts": stacked})
+    x, index, share = torch.randn(7, 32), torch.randint(4, (7, 2)), torch.rand(7, 2)
+    before = stacked(x, index, share)
+    rewire.apply_(model, Unstack("experts"))
+    assert difference(before, model["experts"](x, index, share)) <= 1e-6
 
 
 class Moe(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import inspect
 import re
 import time
@@ -24,7 +24,7 @@ from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from rewire import families, family_table
+from rewire import families
 from rewire.families import (
     FusedProjection,
     Refusal,
@@ -33,6 +33,7 @@ from rewire.families import (
     separate_projections,
     separate_refusals,
 )
+from rewire.family_rules import Equal
 from rewire.family_table import FAMILIES
 from rewire.linears import LinearFacts, linear_facts
 from rewire.modules import JoinedProjection, SplitProjection
@@ -527,9 +528,8 @@ def sources() -> dict[str, str]:
 def linears() -> dict[str, str]:
     """`Class.attribute` of every linear that a class of the package gives itself, and how it is made."""
     made: dict[str, str] = {}
-    pattern = (
-        r"^ *class (\w+)|self\.(\w+) = (?:\(\s*)?[\w.]*(?:Linear|Conv1D|LayerWithBN|MobileViTV2ConvLayer)\(\s*([^\n]*)"
-    )
+    layers = "Linear|Conv1[dD]|LayerWithBN|MobileViTV2ConvLayer"
+    pattern = rf"^ *class (\w+)|self\.(\w+) = (?:\(\s*)?[\w.]*(?:{layers})\(\s*([^\n]*)"
     for text in sources().values():
         owner = ""
         for found in re.finditer(pattern, text, re.MULTILINE):
@@ -546,6 +546,7 @@ JUST_WIDE = {"GlmAsrMultiModalProjector.linear_1", "GlmAsrMultiModalProjector.li
 def test_every_owner_in_the_table_exists_and_none_is_forgotten() -> None:
     made = linears()
     in_table = {f"{owner}.{family.leaf.partition('.')[0]}" for family in FAMILIES for owner in family.owners}
+    in_table = {name for name in in_table if not name.startswith("timm.")}
     assert not in_table - set(made), "not in this version of Transformers"
     sounds_fused = {name for name in made if families._FUSED_NAMES.search(name.partition(".")[2])}
     assert not sounds_fused - in_table, "new fused projections: read their forward, and add them to the table"
@@ -555,11 +556,24 @@ def test_every_owner_in_the_table_exists_and_none_is_forgotten() -> None:
     assert wide - in_table == JUST_WIDE, "new linears of two or three rows per feature: are they fused?"
 
 
+def test_the_classes_of_timm_exist() -> None:
+    spec = importlib.util.find_spec("timm")  # which is read, not imported: it needs more than torch
+    if spec is None or spec.origin is None:
+        pytest.skip("timm is not installed")
+    for family in FAMILIES:
+        for owner in (owner for owner in family.owners if owner.startswith("timm.")):
+            *modules, name = owner.split(".")[1:]
+            text = Path(spec.origin).parent.joinpath(*modules).with_suffix(".py").read_text("utf-8")
+            body = re.search(rf"^class {name}\(.*?(?=^class |\Z)", text, re.MULTILINE | re.DOTALL)
+            assert body is not None
+            assert f"self.{family.leaf} = nn." in body[0] or f"self.{family.leaf}: " in body[0]
+
+
 GATED = {
     owner: family
     for family in FAMILIES
     for owner in family.owners
-    if isinstance(family.rule, family_table._Equal) and set(family.rule.roles) == {"gate", "up"}
+    if isinstance(family.rule, Equal) and set(family.rule.roles) == {"gate", "up"}
 }
 #: What the constructors of these classes read from their configurations.
 READ = SimpleNamespace(
@@ -594,7 +608,7 @@ def test_up_rows_enter_the_output_linearly_and_gate_rows_do_not(owner: str, home
     fused.register_forward_hook(lambda *call: given[0])
     assert fused.out_features == 12
     rule = GATED[owner].rule
-    assert isinstance(rule, family_table._Equal)
+    assert isinstance(rule, Equal)
     x = torch.zeros(1, 4, 2 if "Projector" in owner else 8, dtype=torch.float64)
     shape = (1, 1, 1, 12) if "Projector" in owner else (1, 4, 12)
     more = (0,) if owner == "Zamba2MLP" else ()  # which of its adapters to add

@@ -26,6 +26,19 @@ MODELS = {
     "phi3": {**TINY, "num_key_value_heads": 2, "pad_token_id": 0},
     "t5": {"num_layers": 2, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "vocab_size": 99},
     "falcon": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 99},
+    "mixtral": {**TINY, "num_key_value_heads": 2, "num_local_experts": 4},
+    "gpt_oss": {**TINY, "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 8},
+    "switch_transformers": {
+        "num_layers": 2,
+        "d_model": 32,
+        "d_kv": 8,
+        "num_heads": 4,
+        "d_ff": 48,
+        "vocab_size": 99,
+        "num_experts": 4,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+    },
     "vit": {**{k: v for k, v in TINY.items() if k != "vocab_size"}, "image_size": 16, "patch_size": 8},
 }
 
@@ -67,6 +80,37 @@ def test_fused_projections_of_gpt2() -> None:
     assert (one.sizes, one.layout, one.groups, one.transposed) == ((32, 32, 32), "stacked", 1, True)
     assert one.edit is not None
     assert set(one.edit) == {"split"}
+
+
+def test_stacked_experts() -> None:
+    one = family(rewire.inspect(meta("gpt_oss", **MODELS["gpt_oss"])), "stacked experts")
+    assert (one.path, one.count, one.module, one.owner) == ("layers.*.mlp.experts", 2, "GptOssExperts", "GptOssMLP")
+    assert (one.experts, one.parts, one.sizes) == (4, ("gate_proj", "up_proj", "down_proj"), (48, 48, 32))
+    assert (one.in_features, one.transposed) == (32, True)
+    assert "GptOssExperts declares slices [in, out], gate and up rows alternating" in one.evidence
+    assert one.edit == {"unstack": {"target": "layers.*.mlp.experts"}}
+
+
+def test_separate_experts() -> None:
+    found = rewire.inspect(meta("switch_transformers", **MODELS["switch_transformers"]))
+    first, second = [one for one in found.families if one.kind == "separate experts"]
+    assert (first.path, second.path) == ("encoder.block.1.layer.1.mlp.experts", "decoder.block.1.layer.2.mlp.experts")
+    assert (first.experts, first.parts, first.sizes) == (4, ("wi", "wo"), (48, 32))
+    assert first.edit == {"stack": {"target": first.path}}
+    assert "separate experts: 4 × wi 48, wo 32" in text(found)
+
+
+def test_experts_that_are_not_understood_say_why() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 8, 6))
+
+    found = rewire.inspect(nn.ModuleDict({"experts": Experts()}))
+    (one,) = found.families
+    assert (one.kind, one.edit) == ("stacked experts", None)
+    assert "is not known" in str(one.refusal)
+    assert found.plan is None
 
 
 @pytest.mark.parametrize("model_type", MODELS)

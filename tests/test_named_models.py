@@ -229,12 +229,16 @@ def test_everything_found_is_split_and_joined_and_comes_back(model: Model, tmp_p
         proof = rewire.prove(original, made, inputs=[inputs])
         assert proof.passed, [check for check in proof.checks if not check.passed]
 
-        rewire.save(made, folder)
-        plain = type(made).from_pretrained(folder)
+        rewire.save(made, folder / "original")
+        plain = type(made).from_pretrained(folder / "original")
         assert equal(plain, before)
-        loaded = rewire.load(folder, plan, model_class=type(made))
+        loaded = rewire.load(folder / "original", plan, model_class=type(made))
         assert same(snapshot(loaded), snapshot(made))
         assert size(loaded) == size(made)
+        rewire.save(made, folder / "edited", "edited")
+        assert same(snapshot(rewire.load(folder / "edited", model_class=type(made))), snapshot(made))
+        made.save_pretrained(folder / "transformers")
+        assert equal(type(made).from_pretrained(folder / "transformers"), before)
 
         rewire.revert_(made)
         assert same(snapshot(made), before)

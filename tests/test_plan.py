@@ -37,8 +37,10 @@ from rewire.plan import (
     Replace,
     Split,
     SplitTensor,
+    Stack,
     TransposeTensor,
     Unfreeze,
+    Unstack,
     import_path_of,
 )
 
@@ -70,6 +72,8 @@ def test_kinds_and_promises() -> None:
     assert {cls.kind: cls.promise for cls in EDITS} == {
         "split": "exact",
         "join": "exact",
+        "unstack": "exact",
+        "stack": "exact",
         "replace": "exact",
         "lora": "additive",
         "freeze": "exact",
@@ -136,6 +140,8 @@ WRONG: list[tuple[Any, str, str]] = [
     (lambda: Lora(("q", "x{")), "target", "a `}` is missing"),
     (lambda: Lora("q", "a.b"), "adapter", "without dots"),
     (lambda: Cast("a", "int8"), "dtype", "allowed: float32, bfloat16, float16, float64"),  # type: ignore[arg-type]
+    (lambda: Unstack("a.*.experts", views="yes"), "views", "true or false"),  # type: ignore[arg-type]
+    (lambda: Stack(""), "target", "must not be empty"),
     (lambda: Rename("a", to="b.c"), "to", "last part of a path"),
     (lambda: Rename("a", to=0), "to", 'put it in quotes: "0"'),  # type: ignore[arg-type]
     (lambda: SplitTensor("a.*", into=("b.*", "c")), "into", "`*` in every name"),

@@ -29,6 +29,8 @@ from rewire.plan import (
     Replace,
     Split,
     SplitTensor,
+    Stack,
+    Unstack,
     check,
     json_schema,
 )
@@ -54,6 +56,11 @@ edits:
     target: encoder.layer.*.attention.self
     parts: [query, key, value]
     name: qkv
+- unstack:
+    target: model.layers.*.mlp.experts
+    views: true
+- stack:
+    target: '@experts'
 - replace:
     target: vision_encoder.layers.*.attn
     with: pkg.attention:Attention
@@ -97,6 +104,8 @@ FULL_PLAN = Plan(
             optional=True,
         ),
         Join("encoder.layer.*.attention.self", parts=("query", "key", "value"), name="qkv"),
+        Unstack("model.layers.*.mlp.experts", views=True),
+        Stack("@experts"),
         Replace(
             "vision_encoder.layers.*.attn",
             with_="pkg.attention:Attention",
@@ -549,6 +558,8 @@ def test_the_schema_says_what_things_are_for() -> None:
     assert kinds == [
         ["split"],
         ["join"],
+        ["unstack"],
+        ["stack"],
         ["replace"],
         ["lora"],
         ["freeze"],

@@ -21,6 +21,7 @@ from rewire import families
 from rewire.families import FusedProjection, Refusal, fused_projection, fused_projections
 from rewire.linears import linear_facts
 from rewire.probe import Probed, probe_rows
+from rewire.zoo import tiny_model
 
 QKV = ("q", "k", "v")
 
@@ -394,13 +395,18 @@ AGREE: list[tuple[str, dict[str, Any]]] = [  # all the others: see the sweep bel
 
 
 def places(model: nn.Module) -> dict[tuple[type, str], FusedProjection]:
-    """The first fused projection of every kind that the table knows."""
+    """The first fused linear of every kind that the table knows."""
     found: dict[tuple[type, str], FusedProjection] = {}
     for one in fused_projections(model):
-        if isinstance(one, FusedProjection):
+        if isinstance(one, FusedProjection) and is_linear(model, one.path):
             leaf, around = families._surroundings(model, one.path)
             found.setdefault((type(around[0]), leaf), one)
     return found
+
+
+def is_linear(model: nn.Module, path: str) -> bool:
+    facts = linear_facts(model.get_submodule(path))
+    return not isinstance(facts, str) and facts.form == "linear"
 
 
 def probed(model: nn.Module, known: FusedProjection, leaf: str) -> Probed | str:
@@ -503,3 +509,13 @@ def test_the_probe_never_contradicts_the_table(model_type: str) -> None:
     for (_, leaf), projection in places(model).items():
         seen = probed(model, projection, leaf)
         assert isinstance(seen, str) or seen == Probed(projection.roles, projection.sizes, projection.groups)
+
+
+def test_layers_that_differ_are_not_mistaken_for_each_other() -> None:
+    """Dots' sliding layers have keys wider than values, its other layers do not."""
+    model = tiny_model("dots3_note_text")
+    known = [found for found in families.fused_projections(model) if isinstance(found, FusedProjection)]
+    assert {found.sizes for found in known} == {(64, 64), (96, 64)}
+    for found in known:
+        answer = probed(model, found, "kv_b_proj")
+        assert answer == "probe: k and v differ in size: (96, 64)" or labels_of(answer) == labels_of(found)  # type: ignore[arg-type]

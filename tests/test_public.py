@@ -33,6 +33,8 @@ def test_the_edits() -> None:
     assert {edit.kind for edit in plan.EDITS} == {
         "split",
         "join",
+        "unstack",
+        "stack",
         "replace",
         "lora",
         "freeze",

@@ -26,6 +26,8 @@ from rewire.plan import (
     Replace,
     Split,
     SplitTensor,
+    Stack,
+    Unstack,
 )
 from rewire.surgery import Swap
 from tiny import ids, output, same, snapshot, tiny, tree
@@ -92,6 +94,9 @@ def test_optional_edits_may_miss_and_be_refused() -> None:
         (Join("layers", parts=("0", "1"), name="x"), "ModuleList"),
         (Join("layers.0.mlp", parts=("gate_up_proj", "down_proj")), "inputs of different size"),
         (Join("layers.0.self_attn", parts=("qkv_proj", "o_proj"), name="config"), "has an attribute 'config'"),
+        (Unstack("layers.0.mlp"), "Phi3MLP holds no stacked experts"),
+        (Stack("layers.0.mlp"), "no list or dict of experts"),
+        (Stack("layers.0.mlp.down_proj"), "no list or dict of experts"),
         (Rename("layers.0", to="first"), "ModuleList"),
         (Rename("layers.0.mlp", to="self_attn"), "exists already"),
         (Freeze("layers.0.self_attn.nothing", optional=False), ""),

@@ -19,14 +19,16 @@ from suite.results import Result, Verdict, results
 from suite.timing import Effort, Spread, Variant, interleave
 
 GROUP = "forward"
-UNTOUCHED, CONTROL, SPLIT, JOIN, REVERTED = (
+UNTOUCHED, CONTROL, SPLIT, JOIN, UNSTACK, VIEWS, REVERTED = (
     "untouched",
     "untouched, a copy",
     "after Split",
     "after Join",
+    "after Unstack",
+    "after Unstack, views",
     "after revert_",
 )
-AIMS = {SPLIT: 1.03, JOIN: 1.00, REVERTED: 1.00}
+AIMS = {SPLIT: 1.03, JOIN: 1.00, VIEWS: 1.03, REVERTED: 1.00}
 NEAR = 1e-5
 
 Call = Callable[[Any], Tensor]
@@ -48,6 +50,7 @@ class Case:
         in_quick: whether a quick run has it.
         prepare: called with the model before each call, outside the time.
         aims: largest ratios wished for.
+        more: further plans to measure in the same run, by what their models are called.
     """
 
     name: str
@@ -61,6 +64,12 @@ class Case:
     in_quick: bool = True
     prepare: Callable[[Any], object] = lambda model: None
     aims: dict[str, float] = field(default_factory=lambda: dict(AIMS))
+    more: dict[str, Edit | Plan] = field(default_factory=dict)
+
+    @property
+    def plans(self) -> dict[str, Edit | Plan]:
+        """What is done to the models, by what they are called."""
+        return {self.edited: self.plan, REVERTED: self.plan, **self.more}
 
 
 def run(effort: Effort) -> Iterator[Result]:
@@ -81,6 +90,9 @@ def cases() -> Iterator[Case]:
     yield _encoding("BERT-base", subjects.bert, 8, 128, seconds=25)
     yield _decoding("GPT-2", subjects.gpt2, subjects.GPT2_SPLIT, SPLIT)
     yield _decoding("Llama of GPT-2's size", subjects.small_llama, subjects.LLAMA_JOIN, JOIN)
+    yield _mixture("Mixtral of 4 layers, 8 × 32 tokens", partial(encode, batch=8, length=32))
+    step = Decoding()
+    yield _mixture(f"Mixtral of 4 layers, one token after {step.past}", step, step.remember)
     name = "MiniLM, 8 × 64 tokens, forward and backward"
     yield Case(name, subjects.minilm, subjects.BERT_JOIN, JOIN, train_step, aims={})
 
@@ -88,6 +100,14 @@ def cases() -> Iterator[Case]:
 def _encoding(name: str, make: Callable[[], Any], batch: int, length: int, seconds: float = 18) -> Case:
     call = partial(encode, batch=batch, length=length)
     return Case(f"{name}, {batch} × {length} tokens", make, subjects.BERT_JOIN, JOIN, call, seconds)
+
+
+def _mixture(name: str, call: Call, prepare: Callable[[Any], object] = lambda model: None) -> Case:
+    """Experts stacked, apart, and apart as views of the stacked tensors."""
+    views = {VIEWS: subjects.MIXTRAL_VIEWS}
+    return Case(
+        name, subjects.small_mixtral, subjects.MIXTRAL_UNSTACK, UNSTACK, call, seconds=12, prepare=prepare, more=views
+    )
 
 
 def _decoding(name: str, make: Callable[[], Any], plan: Edit | Plan, edited: str) -> Case:
@@ -99,9 +119,9 @@ def _decoding(name: str, make: Callable[[], Any], plan: Edit | Plan, edited: str
 def _run(case: Case, effort: Effort) -> Iterator[Result]:
     untouched = case.make()
     models = {UNTOUCHED: untouched} | ({CONTROL: copy.deepcopy(untouched)} if case.copies else {})
-    models |= {case.edited: copy.deepcopy(untouched), REVERTED: copy.deepcopy(untouched)}
-    for name in (case.edited, REVERTED):
-        rewire.apply_(models[name], case.plan, hashes=False)
+    models |= {name: copy.deepcopy(untouched) for name in case.plans}
+    for name, plan in case.plans.items():
+        rewire.apply_(models[name], plan, hashes=False)
     rewire.revert_(models[REVERTED])
     wanted, operations = _counted(case, untouched)
     verdicts = {name: _judge(case, wanted, model, name) for name, model in models.items() if name != UNTOUCHED}
@@ -127,7 +147,7 @@ def _counted(case: Case, model: Any) -> tuple[Tensor, int]:
 def _judge(case: Case, wanted: Tensor, model: Any, name: str) -> Verdict:
     case.prepare(model)
     difference = float((wanted - case.call(model)).abs().max() / wanted.abs().max())
-    limit = NEAR if name in (SPLIT, JOIN) else 0.0
+    limit = NEAR if name in (SPLIT, JOIN, UNSTACK, VIEWS) else 0.0
     return Verdict(f"largest relative difference {difference:.1e}", difference <= limit)
 
 

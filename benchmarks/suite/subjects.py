@@ -16,13 +16,15 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    MixtralConfig,
+    MixtralModel,
     Phi3Config,
     Phi3ForCausalLM,
     SamConfig,
     SamModel,
 )
 
-from rewire.plan import Edit, Join, Plan, Split
+from rewire.plan import Edit, Join, Plan, Split, Unstack
 from rewire.proof.strong import draw_strong
 
 SAM_SPLIT = Split("vision_encoder.layers.*.attn.qkv", into=("q", "k", "v"))
@@ -34,6 +36,8 @@ LLAMA_JOIN = Plan(
         Join("**.layers.*.mlp", parts=("gate_proj", "up_proj")),
     ]
 )
+MIXTRAL_UNSTACK = Unstack("layers.*.mlp.experts")
+MIXTRAL_VIEWS = Unstack("layers.*.mlp.experts", views=True)
 PHI3_SPLIT = Plan([Split("model.layers.*.self_attn.qkv_proj"), Split("model.layers.*.mlp.gate_up_proj")])
 
 
@@ -72,6 +76,12 @@ def small_llama() -> Any:
     """A decoder of the size of GPT-2 small, with grouped queries."""
     sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4}
     return _strong(LlamaModel(LlamaConfig(**sizes, intermediate_size=2048, vocab_size=32_000)))
+
+
+def small_mixtral() -> Any:
+    """A mixture of eight experts, two for each token, in four layers."""
+    sizes = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+    return _strong(MixtralModel(MixtralConfig(**sizes, intermediate_size=1024, num_local_experts=8, vocab_size=32_000)))
 
 
 _DECODER = {

@@ -15,17 +15,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rewire.family_table import (
-    LAST_NAMES,
-    LAYOUTS,
-    LEAVES,
-    WORDS,
-    NotFused,
-    Rows,
-    Sight,
-    head_sizes,
-    known_family,
-)
+from rewire.family_rules import LAYOUTS, WORDS, NotFused, Rows, Sight, head_sizes
+from rewire.family_table import LAST_NAMES, LEAVES, known_family
 from rewire.linears import REWIRE_CLASSES, LinearFacts, Refusal, is_conv1d, linear_facts, quantiser
 from rewire.roles import KV, QKV, role_of
 from rewire.separate import SeparateProjections, separate_projections, separate_refusals

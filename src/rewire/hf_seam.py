@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import uuid
 from collections import defaultdict
@@ -108,8 +109,30 @@ def declare_ties(model: nn.Module) -> None:
             parameters = dict(module.named_parameters(remove_duplicate=False))
             kept = {name: source for name, source in known.items() if {name, source} <= set(parameters)}
             if len(kept) < len(known):
-                new = module.get_expanded_tied_weights_keys(all_submodels=True)
+                with _without_idle_ties(module):
+                    new = module.get_expanded_tied_weights_keys(all_submodels=True)
                 module.all_tied_weights_keys = {**kept, **_true_ties(new, parameters)}
+
+
+@contextmanager
+def _without_idle_ties(model: PreTrainedModel) -> Iterator[None]:
+    """Meanwhile no model in `model` declares ties between patterns that fit no name: Transformers refuses these."""
+    hidden: list[tuple[PreTrainedModel, dict[str, str] | None]] = []
+    for module in model.modules():
+        ties: dict[str, str] | None = getattr(module, "_tied_weights_keys", None)
+        if isinstance(module, PreTrainedModel) and ties:
+            names = "\n".join(module.state_dict(keep_vars=True))
+            fitting = {k: v for k, v in ties.items() if all(re.search(f"^{p}", names, re.MULTILINE) for p in (k, v))}
+            hidden.append((module, vars(module).get("_tied_weights_keys")))
+            module._tied_weights_keys = fitting
+    try:
+        yield
+    finally:
+        for module, own in hidden:
+            if own is None:  # its class has them
+                del module._tied_weights_keys
+            else:
+                module._tied_weights_keys = own
 
 
 def _true_ties(ties: Mapping[str, str], parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
@@ -224,9 +247,21 @@ def _converted_back(model: Any, tensors: dict[str, Tensor], conversions: Sequenc
     ours = model.__dict__.get("_weight_conversions")
     model._weight_conversions = list(conversions)
     try:
-        return revert_weight_conversion(model, tensors)  # type: ignore[no-any-return]
+        with _untouched_parameters(model, tensors):
+            return revert_weight_conversion(model, tensors)  # type: ignore[no-any-return]
     finally:
         model._weight_conversions = ours
+
+
+@contextmanager
+def _untouched_parameters(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Has `model` answer with `tensors` when a conversion asks for the shape of a parameter that it has no more."""
+    own = model.get_parameter
+    model.__dict__["get_parameter"] = lambda name: tensors[name] if name in tensors else own(name)
+    try:
+        yield
+    finally:
+        del model.__dict__["get_parameter"]
 
 
 def revert_on_save(model: Any, rule: Rule) -> None:
@@ -457,7 +492,8 @@ def write_pretrained(model: Any, folder: Path, tensors: dict[str, Tensor], **kwa
     if conversions is not None:
         model._weight_conversions = [entry for entry in conversions if not isinstance(entry, RuleConverter)]
     try:
-        model.save_pretrained(folder, state_dict=tensors, **kwargs)
+        with _untouched_parameters(model, tensors):
+            model.save_pretrained(folder, state_dict=tensors, **kwargs)
     finally:
         model.__dict__.update(hidden)
         if conversions is not None:

@@ -17,7 +17,7 @@ from rewire.errors import CheckpointError, OutputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rewire.coverage import Coverage
+    from rewire.coverage import Coverage, Finding
 
 EXAMPLE = "Example: [cyan]rewire coverage --only 'qwen*' --jobs 2[/] · [cyan]rewire coverage --markdown coverage.md[/]"
 
@@ -123,14 +123,20 @@ def _summary(found: Coverage, edits: tuple[str, ...]) -> list[RenderableType]:
         table.add_row(name, *(str(totals[outcome] or "") for outcome in OUTCOMES))
     head = f"{len(found.available)} of {len(found.types)} model types are built and run"
     few = len(found.types) <= _FEW
-    wanted = OUTCOMES if few else ("in part", "refused", "failed")
+    wanted = set(OUTCOMES) - {"not applicable"} if few else {"in part", "refused", "failed"}
     lines = [
-        f"{one.model_type}: {finding.edit} {finding.outcome}, {finding.places} places. {finding.detail}".rstrip(". ")
-        for one in found.types
-        for finding in one.findings
-        if finding.outcome in wanted
+        _line(one.model_type, finding) for one in found.types for finding in one.findings if finding.outcome in wanted
     ]
     return [Text(head), table, *map(Text, lines)]
 
 
 _FEW = 10
+
+
+def _line(model_type: str, finding: Finding) -> str:
+    texts = [f"{model_type}: {finding.edit} {finding.outcome}"]
+    if finding.places:
+        texts.append(f"{finding.places} place{'s' * (finding.places > 1)}")
+    if finding.difference is not None:
+        texts.append(f"largest difference {finding.difference:.1e}" if finding.difference else "no difference")
+    return ", ".join(texts) + (f": {finding.detail}" if finding.detail else "")

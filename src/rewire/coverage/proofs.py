@@ -7,19 +7,27 @@ by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rewire import hf_seam
-from rewire.errors import ProofError
 from rewire.proof import Case, Check, Proof, cases_for, prove
 from rewire.proof.execution import forward
 from rewire.proof.gradients import gradients_of
 from rewire.proof.guard import untouched
 from rewire.receipts import receipt_of
+from rewire.surgery import under
 from rewire.tensor_rules import Rule, Step, with_names
+
+TOKENS, SIDE = 5, 4
+"""Size of the input of a module that is proven by itself: so many tokens, or an image of this height and width."""
+
+_OTHER_TOKENS = ("encoder_hidden_states", "key_value_states")
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,11 @@ def prove_everywhere(before: nn.Module, after: nn.Module, cases: Sequence[Case],
     """Proves `after` against `before`, so that every one of `modules` (paths in `before`) is felt by some output."""
     proofs = [prove(before, after, inputs=cases)]
     missing = set(modules) - felt(before, cases, modules)
-    for path in _parts_with(before, missing):
-        if any(_is_below(module, path) for module in missing):
-            proof, reached = _prove_part(before, after, path, sorted(missing))
-            proofs += [proof] if proof is not None else []
-            missing -= reached
+    for path, inputs in _parts(before, missing):
+        inside = sorted(module for module in missing if _is_below(module, path))
+        proof, reached = _prove_part(before, after, path, inside, inputs) if inside else (None, set())
+        proofs += [proof] if proof is not None else []
+        missing -= reached
     wrong = [f"{check.name}: {check.detail}" for proof in proofs for check in proof.checks if _is_wrong(check)]
     left = [_told(missing, modules)] if missing else []
     left += [check.detail for proof in proofs for check in proof.checks if _is_open(check)]
@@ -109,39 +117,73 @@ def _called(model: nn.Module, case: Case) -> set[str]:
 
 # ---------------------------------------------------------------- parts
 
+Inputs = Callable[[nn.Module], Sequence[Case]]
+"""Makes inputs for a part; may raise anything where it knows none."""
 
-def _parts_with(model: nn.Module, missing: set[str]) -> Iterator[str]:
-    """The models inside `model` that hold some of `missing`, the largest first."""
+
+def _parts(model: nn.Module, missing: set[str]) -> Iterator[tuple[str, Inputs]]:
+    """The parts of `model` that hold some of `missing`, and how to make inputs for them.
+
+    First the models inside it, the largest first; then the modules that own the projections, with tokens of the
+    width that these take.
+    """
     for path, module in model.named_modules():
         if path and isinstance(module, hf_seam.PreTrainedModel) and any(_is_below(one, path) for one in missing):
-            yield path
+            yield path, lambda part: cases_for(part, (0,))[:1]
+    for path in sorted(missing):
+        for owner in _owners(path):
+            for shape in _input_shapes(model.get_submodule(path)):
+                yield owner, functools.partial(_tokens, shape)
 
 
 def _is_below(path: str, parent: str) -> bool:
     return path == parent or path.startswith(f"{parent}.")
 
 
+def _owners(path: str) -> list[str]:
+    """The module that holds a projection and the one around that."""
+    parts = path.split(".")
+    return [".".join(parts[:-depth]) for depth in (1, 2) if len(parts) > depth]
+
+
+def _input_shapes(projection: nn.Module) -> list[tuple[int, ...]]:
+    """What tokens, and pixels, that a projection takes look like."""
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return []
+    width = weight.shape[1]
+    return [(1, width, SIDE, SIDE)] if weight.ndim == 4 else [(1, TOKENS, width)]
+
+
+def _tokens(shape: tuple[int, ...], module: nn.Module) -> Sequence[Case]:
+    """A forward that takes nothing but tokens, by whatever names, and others for a cross-attention."""
+    parameters = inspect.signature(module.forward).parameters
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, one in parameters.items() if one.kind in kinds and one.default is one.empty]
+    names += [name for name in _OTHER_TOKENS if name in parameters and name not in names]
+    generator = torch.Generator().manual_seed(0)
+    return [Case("tokens", {name: torch.randn(shape, generator=generator) for name in names})]
+
+
 def _prove_part(
-    before: nn.Module, after: nn.Module, path: str, missing: Sequence[str]
+    before: nn.Module, after: nn.Module, path: str, inside: Sequence[str], inputs: Inputs
 ) -> tuple[Proof | None, set[str]]:
-    """The proof of the model at `path` by itself, and which of `missing` it makes felt; None where it has no inputs."""
+    """The proof of the module at `path` by itself, and which of `inside` it makes felt; None where it has no inputs."""
     first, second = before.get_submodule(path), after.get_submodule(path)
-    inside = [module.removeprefix(f"{path}.") for module in missing if module.startswith(f"{path}.")]
+    local = [module.removeprefix(path).removeprefix(".") for module in inside]
+    receipt = receipt_of(after)
+    assert receipt is not None
+    rules = _rules_below(receipt.rules, path)
     try:
         with untouched(first):
-            cases = cases_for(first, (0,))[:1]
-            reached = felt(first, cases, inside)
-    except Exception:  # no inputs are known, or these are not enough
+            cases = inputs(first)
+            reached = felt(first, cases, local)
+        if not reached:
+            return None, set()
+        proof = prove(first, second, rules=rules, promise=receipt.promise, inputs=cases)
+    except Exception:  # no inputs are known for this part, or these are not enough
         return None, set()
-    if not reached:
-        return None, set()
-    receipt = receipt_of(after)
-    rules = _rules_below(receipt.rules if receipt else (), path)
-    try:
-        proof = prove(first, second, rules=rules, promise=receipt.promise if receipt else "exact", inputs=cases)
-    except ProofError:
-        return None, set()
-    return proof, {f"{path}.{module}" for module in reached}
+    return proof, {under(path, module) if module else path for module in reached}
 
 
 def _rules_below(rules: Rule, path: str) -> Rule:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rewire import experts, families
 from rewire.edit_rules import stack_rule, unstack_rule
-from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_change, tie_reason
+from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_change, tie_reason, twins_of
 from rewire.linears import linear_facts
 from rewire.modules import StackedPart, UnstackedExperts
 from rewire.modules.stacked import with_stacked
@@ -21,8 +21,13 @@ from rewire.tensor_rules import Rule, invert
 
 def decide(edit: Stack, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
     """One outcome per module of experts matched."""
+    done: set[str] = set()
     for match in matches:
-        yield _decide(number, match, scene)
+        if match.path in done:
+            continue
+        outcome = _decide(number, match, scene)
+        done.update(twins_of(outcome))
+        yield outcome
 
 
 def _decide(number: int, match: Match, scene: Scene) -> Outcome:
@@ -34,7 +39,8 @@ def _decide(number: int, match: Match, scene: Scene) -> Outcome:
     if isinstance(found, families.Refusal):
         return Refusal(match.path, found.reason)
     names = tuple(under(match.path, f"{expert}.{leaf}") for expert in found.experts for leaf in found.tensors)
-    reason = tie_reason(scene, match, names)
+    twins = scene.twins(match, names)
+    reason = tie_reason(scene, match, names, twins)
     if reason:
         return Refusal(match.path, reason)
     build = BuildStacked(match.path, found)
@@ -42,18 +48,24 @@ def _decide(number: int, match: Match, scene: Scene) -> Outcome:
     detail = f"{len(found.experts)} experts, {parts} each → {', '.join(found.tensors.values())}"
     swap = Swap(stack_rule(match.path, found.experts, found.tensors), build)
     # The experts stay where they are under every name that a shared container has; only it is another module now.
-    return swap_change(number, "stack", match, detail, swap, alias_of=dict.fromkeys(match.aliases, match.path))
+    aliases = dict.fromkeys(match.aliases, match.path)
+    return swap_change(number, "stack", match, detail, swap, alias_of=aliases, twins=twins)
 
 
 def _restack(number: int, match: Match, module: UnstackedExperts, scene: Scene) -> Outcome:
     """Experts that an unstack has taken apart."""
     rule = invert(unstack_rule(match.path, module.count, module.weights))
-    reason = _altered_reason(module) or tie_reason(scene, match, taken(rule))
+    reason = _altered_reason(module)
+    if reason:
+        return Refusal(match.path, reason)
+    twins = scene.twins(match, taken(rule))
+    reason = tie_reason(scene, match, taken(rule), twins)
     if reason:
         return Refusal(match.path, reason)
     detail = f"{module.count} experts → {module.origin.kind.__name__}"
     swap = Swap(rule, BuildRestacked(match.path))
-    return swap_change(number, "stack", match, detail, swap, alias_of=dict.fromkeys(match.aliases, match.path))
+    aliases = dict.fromkeys(match.aliases, match.path)
+    return swap_change(number, "stack", match, detail, swap, alias_of=aliases, twins=twins)
 
 
 def taken(rule: Rule) -> tuple[str, ...]:

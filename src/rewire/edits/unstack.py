@@ -11,7 +11,7 @@ from torch import nn
 
 from rewire import experts, families, tensor_rules
 from rewire.edit_rules import unstack_rule
-from rewire.edits.base import Match, Outcome, Refusal, Scene, swap_change, tie_reason
+from rewire.edits.base import Match, Outcome, Refusal, Scene, swap_change, tie_reason, twins_of
 from rewire.modules import StackedWeight, UnstackedExperts
 from rewire.plan import Unstack
 from rewire.surgery import Placements, Swap, SwapBack, Undo, get_tensor, meta_like, set_tensor, submodule, under
@@ -19,9 +19,13 @@ from rewire.surgery import Placements, Swap, SwapBack, Undo, get_tensor, meta_li
 
 def decide(edit: Unstack, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
     """One outcome per module of experts matched."""
-    tried = experts.Trials()
+    tried, done = experts.Trials(), set[str]()
     for match in matches:
-        yield _decide(edit, number, match, scene, tried)
+        if match.path in done:
+            continue
+        outcome = _decide(edit, number, match, scene, tried)
+        done.update(twins_of(outcome))
+        yield outcome
 
 
 def _decide(edit: Unstack, number: int, match: Match, scene: Scene, tried: experts.Trials) -> Outcome:
@@ -32,14 +36,19 @@ def _decide(edit: Unstack, number: int, match: Match, scene: Scene, tried: exper
         return Refusal(match.path, found.reason)
     rule = unstack_rule(match.path, found.count, found.weights)
     wholes = tuple(name for weight in found.weights for name in weight.tensors)
-    reason = tie_reason(scene, match, tuple(under(match.path, name) for name in wholes))
+    names = tuple(under(match.path, name) for name in wholes)
+    twins = scene.twins(match, names)
+    reason = tie_reason(scene, match, names, twins)
+    if edit.views and twins:
+        reason = f"its tensors are also those of {', '.join(twins)}, which cannot have the same views; leave views out"
     if reason:
         return Refusal(match.path, reason)
     build = BuildUnstacked(match.path, found.weights, found.count)
     swap = SharedSwap(rule, build, path=match.path, wholes=wholes) if edit.views else Swap(rule, build)
     parts = ", ".join(f"{part} {size}" for part, size in found.parts.items())
+    aliases = dict.fromkeys(match.aliases, match.path)
     detail = f"{found.count} experts → {parts} each" + (" (views)" if edit.views else "")
-    return swap_change(number, "unstack", match, detail, swap, alias_of=dict.fromkeys(match.aliases, match.path))
+    return swap_change(number, "unstack", match, detail, swap, alias_of=aliases, twins=twins)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _tried(places: Iterable[_Place]) -> dict[Any, _Place]:
     """
     found: dict[Any, _Place] = {}
     for place in places:
-        found.setdefault(place.group if place.family.experts else place.path, place)
+        found.setdefault(place.group if place.family.experts else (place.path, place.family.parts), place)
     return found
 
 

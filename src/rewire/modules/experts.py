@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewire.modules.rows import together
 from rewire.modules.stacked_tensor import Call, StackedWeight, stand_ins
 from rewire.modules.stacked_views import Place, StackedViews, on_meta
 
@@ -168,6 +169,32 @@ class UnstackedExperts(Remains):
         """The experts, in order."""
         return [self._modules[str(number)] for number in range(self.count)]  # type: ignore[misc]
 
+    def __getattr__(self, name: str) -> Any:
+        if any(name in weight.tensors for weight in self.__dict__.get("weights", ())):
+            return self.stacked(name)
+        return super().__getattr__(name)
+
+    def stacked(self, name: str) -> Tensor:
+        """The stacked tensor called `name`, put together anew at every access unless the layers are views of it.
+
+        It says of itself what all its parts say: loaders mark tensors that hold values already.
+        """
+        if self.views is not None and name in self.views.wholes:
+            return self.views.wholes[name]
+        weight = next(weight for weight in self.weights if name in weight.tensors)
+        leaf = "weight" if name == weight.name else "bias"
+        rows: list[list[Tensor]] = [
+            [getattr(expert.get_submodule(part), leaf) for expert in self.experts] for part in weight.parts
+        ]
+        whole = together([torch.stack(slices) for slices in rows], weight.groups, dim=1)
+        if leaf == "weight":
+            whole = whole.mT if weight.transposed else whole
+            whole = torch.cat([whole, self._parameters[name + SURPLUS]]) if weight.surplus else whole  # type: ignore[list-item]
+            whole = whole.flatten(0, 1) if weight.folded else whole
+        marks = [vars(tensor) for slices in rows for tensor in slices]
+        whole.__dict__.update({k: v for k, v in marks[0].items() if all(mark.get(k) is v for mark in marks)})
+        return whole
+
     @property
     def reads_whole(self) -> bool:
         """Whether a call now would run on the stacked tensors, in whatever way the configuration asks for.
@@ -217,7 +244,7 @@ class UnstackedExperts(Remains):
             self.__dict__["views"] = None
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             return self
-        with views.hidden():
+        with views.hidden(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.__dict__["views"] = views.moved(self, fresh)
         return self
@@ -232,7 +259,7 @@ class UnstackedExperts(Remains):
         state["_parameters"] = {
             name: on_meta(p.shape, p) if name in own and p is not None else p for name, p in self._parameters.items()
         }
-        return {**state, "views": replace(views, made=())}
+        return {**state, "views": replace(views, made=None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import repeat
+from operator import contains, getitem, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from rewire.modules.stacked_tensor import is_plain_linear
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,44 @@ class Place:
         return experts._modules[self.number]._modules[self.part] if self.part else experts  # type: ignore[union-attr]
 
 
+class _AsMade:
+    """What the layers were when their parameters became views; `holds` says whether they still are.
+
+    That is asked at every call, of thousands of layers, so what is looked at is gathered beforehand, and no loop runs
+    in Python.
+    """
+
+    def __init__(self, experts: nn.Module, places: Sequence[Place]) -> None:
+        layers = {(place.number, place.part): place.layer(experts) for place in places if place.part}
+        owners = [place.layer(experts) for place in places]
+        self.leaves = [place.leaf for place in places]
+        self.tensors = [owner._parameters for owner in owners]
+        self.views = [owner._parameters[leaf] for owner, leaf in zip(owners, self.leaves, strict=True)]
+        self.pointers = [view.data_ptr() for view in self.views]
+        self.numbers = list(dict.fromkeys(number for number, _ in layers))
+        self.experts = [experts._modules[number] for number in self.numbers]
+        self.parts = [part for _, part in layers]
+        self.homes = [experts._modules[number]._modules for number, _ in layers]  # type: ignore[union-attr]
+        self.layers = list(layers.values())
+        self.attributes = [vars(layer) for layer in self.layers]
+        self.hooks = [hooks for one in self.layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+
+    def holds(self, experts: nn.Module) -> bool:
+        """Whether every layer stands in its place, is plain, and has for parameters the views that it was given."""
+        try:
+            return (
+                all(map(is_, map(getitem, repeat(experts._modules), self.numbers), self.experts))
+                and all(map(is_, map(getitem, self.homes, self.parts), self.layers))
+                and all(map(is_, map(getitem, self.tensors, self.leaves), self.views))
+                and not any(self.hooks)
+                and not any(map(contains, self.attributes, repeat("forward")))
+                and set(map(type, self.layers)) <= {nn.Linear}
+                and list(map(Tensor.data_ptr, self.views)) == self.pointers
+            )
+        except KeyError:  # something was taken away
+            return False
+
+
 @dataclass(frozen=True)
 class StackedViews:
     """The stacked parameters, and the views of them that the layers of an experts module have for parameters.
@@ -61,12 +99,12 @@ class StackedViews:
     Attributes:
         wholes: the stacked parameters by name.
         places: where the views lie.
-        made: for each place the layer, its parameter and the address of that; empty while nothing is a view.
+        made: the layers as they were made; None while nothing is a view.
     """
 
     wholes: Mapping[str, nn.Parameter]
     places: tuple[Place, ...]
-    made: tuple[tuple[nn.Module, nn.Parameter, int], ...] = ()
+    made: _AsMade | None = None
 
     def put_in(self, experts: nn.Module) -> StackedViews:
         """Puts views in the place of the layers' own parameters, gradients too."""
@@ -87,32 +125,27 @@ class StackedViews:
             layer._parameters[place.leaf] = on_meta(place.size, layer._parameters[place.leaf])
 
     def _as_they_are(self, experts: nn.Module) -> StackedViews:
-        made = []
-        for place in self.places:
-            layer = place.layer(experts)
-            view = layer._parameters[place.leaf]
-            made.append((layer, view, view.data_ptr()))
-        return replace(self, made=tuple(made))
+        return replace(self, made=_AsMade(experts, self.places))
 
     def untouched(self, experts: nn.Module) -> bool:
-        """Whether every layer is plain, and its parameter the view that was put there."""
-        for place, (layer, view, pointer) in zip(self.places, self.made, strict=True):
-            if place.layer(experts) is not layer or layer._parameters[place.leaf] is not view:
-                return False
-            if view.data_ptr() != pointer or (place.part and not is_plain_linear(layer)):
-                return False
-        return True
+        """Whether every layer is plain, and its parameters the views that were put there."""
+        return self.made is not None and self.made.holds(experts)
+
+    @property
+    def views(self) -> list[nn.Parameter]:
+        """The parameters that are views, in the order of `places`."""
+        return self.made.views if self.made is not None else []
 
     @property
     def has_gradients(self) -> bool:
         """Whether a layer has collected gradients, which the stacked parameters know nothing of."""
-        return any(view.grad is not None for _, view, _ in self.made)
+        return any(view.grad is not None for view in self.views)
 
     def moved(self, experts: nn.Module, wholes: Mapping[str, Tensor]) -> StackedViews:
         """Has `wholes` for data in place of the tensors now, the parameters staying the same objects."""
         for name, whole in self.wholes.items():
             whole.data = wholes[name]
-        for place, (_, view, _) in zip(self.places, self.made, strict=True):
+        for place, view in zip(self.places, self.views, strict=True):
             gradient, view.grad = view.grad, None
             view.data = place.of(self.wholes[place.whole].detach())
             if gradient is not None:
@@ -120,15 +153,16 @@ class StackedViews:
         return self._as_they_are(experts)
 
     @contextmanager
-    def hidden(self) -> Iterator[None]:
+    def hidden(self, experts: nn.Module) -> Iterator[None]:
         """Meanwhile the layers have no parameters."""
-        for place, (layer, _, _) in zip(self.places, self.made, strict=True):
-            layer._parameters[place.leaf] = None
+        views = self.views
+        for place in self.places:
+            place.layer(experts)._parameters[place.leaf] = None
         try:
             yield
         finally:
-            for place, (layer, view, _) in zip(self.places, self.made, strict=True):
-                layer._parameters[place.leaf] = view
+            for place, view in zip(self.places, views, strict=True):
+                place.layer(experts)._parameters[place.leaf] = view
 
     def can_move(self, wholes: Mapping[str, Tensor]) -> bool:
         """Whether `wholes` can be the data of the parameters, all views lying where they lie now."""

@@ -107,6 +107,12 @@ def mm_token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
     return kinds(shape) if shape.placeholders else None
 
 
+def moe_mm_token_type_ids(facts: Facts, shape: Shape) -> Tensor | None:
+    """Ones where a token goes to the experts for images; (batch, length)."""
+    kinds = mm_token_type_ids(facts, shape)
+    return None if kinds is None else kinds.clamp(max=1)
+
+
 def kinds(shape: Shape) -> Tensor:
     """The kind of what every token of a text stands for, (batch, length)."""
     where, _ = places(shape.placeholders)
@@ -159,6 +165,7 @@ MAKERS: dict[str, Maker] = {
     "attention_mask": attention_mask,
     "token_type_ids": token_type_ids,
     "mm_token_type_ids": mm_token_type_ids,
+    "moe_mm_token_type_ids": moe_mm_token_type_ids,
     "decoder_input_ids": decoder_input_ids,
     "pixel_values": pixel_values,
     "input_points": input_points,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,32 @@ class GradientReport:
 
 
 def compare_gradients(pair: Pair, case: Case) -> GradientReport:
-    """Gradients of the same random projection of all outputs with respect to every parameter, compared."""
+    """Gradients of the same random projection of all outputs with respect to every parameter, compared.
+
+    In evaluation mode; a model that has no backward pass there (Reformer's is for training alone) is compared in
+    training mode, where the same seed gives both models the same dropout.
+    """
+    report = _compared(pair, case)
+    if not report.error:
+        return report
+    with _training(pair.before), _training(pair.after):
+        training = _compared(pair, case)
+    return report if training.error else training
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Every module in training mode inside; afterwards as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _compared(pair: Pair, case: Case) -> GradientReport:
     mask = None if pair.limits.judges_padding else case.mask
     try:
         before, scales = gradients_of(pair.before, case, mask, None)

@@ -86,7 +86,7 @@ def wanted_names(facts: Facts) -> tuple[str, ...]:
     names = tuple(name for name in MAKERS if name in facts.accepts)
     if "pixel_values" in names and VIDEO not in mixed(facts):
         names = tuple(name for name in names if name not in VIDEO.content)
-    has_content = any(name not in ("attention_mask", "token_type_ids", "mm_token_type_ids") for name in names)
+    has_content = any(not name.endswith(("attention_mask", "token_type_ids")) for name in names)
     if "input_ids" in names and facts.vocab_size == 0:
         raise ProofError(
             f"{type(facts.model).__name__} takes input_ids, but neither its config nor its embedding tells a "
@@ -112,9 +112,7 @@ def shapes_for(facts: Facts, names: Sequence[str], seeds: Sequence[int]) -> Iter
             yield from (Shape(batch, length, "none", seed, mixture) for batch in ((1, 2) if needs_them else (1,)))
         if needs_them:
             continue
-        shapes = [
-            Shape(batch, max(min(length, limit), least), padding, seed) for batch, length, padding in TEXT
-        ]
+        shapes = [Shape(batch, max(min(length, limit), least), padding, seed) for batch, length, padding in TEXT]
         yield from dict.fromkeys(shape for shape in shapes if can_pad or shape.padding == "none")
         if facts.continues:
             yield Shape(2, min(11, limit), "none", seed, more=2)

@@ -274,6 +274,8 @@ def _places(facts: Facts, text: list[int]) -> tuple[Tensor, Tensor] | None:
     if method is None or not set(inspect.signature(method).parameters) >= MASKS:
         return None
     device, dtype = placement(facts.model)
+    if device.type == "meta":
+        return None
     ids = torch.tensor([text], device=device)
     masks = method(ids, torch.zeros(1, len(text), _width(facts) or 1, device=device, dtype=dtype))
     image, video = (mask.flatten(2).any(-1)[0] for mask in masks[:2])

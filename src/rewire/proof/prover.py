@@ -26,6 +26,7 @@ from rewire.proof.checks import (
 from rewire.proof.divergence import Divergence, summarise
 from rewire.proof.execution import placement
 from rewire.proof.guard import untouched
+from rewire.proof.idle import with_idle
 from rewire.proof.inputs import cases_for
 from rewire.proof.meaning import meaning_check
 from rewire.proof.outputs import judge_cases
@@ -239,7 +240,8 @@ class _Work:
         return results
 
     def _reactions(self, pair: Pair, names: Sequence[str], case: Case) -> tuple[Reaction, ...]:
-        return measure_reactions(pair.after, names, case, pair.limits.reaction, by_module=is_costly(pair, case))
+        found = measure_reactions(pair.after, names, case, pair.limits.reaction, by_module=is_costly(pair, case))
+        return with_idle(pair, found, case)
 
     def _announced(self, cases: Iterable[Case]) -> Iterator[Case]:
         for case in cases:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,13 @@ NOISE = 0.5
 class Reaction:
     """How far the outputs moved, relative to their scale, when all tensors of one kind were disturbed.
 
-    `tensors` is their number. `is_idle` is set for biases that move nothing whatever their values are, as
-    those of key projections before softmax; no output can tell anything about them.
+    `names` are theirs. `is_idle` is set for biases that move nothing whatever their values are, as those of key
+    projections before softmax, and for what the untouched model does not read (see `idle`); no output can tell
+    anything about them.
     """
 
     kind: str
-    tensors: int
+    names: tuple[str, ...]
     movement: float
     is_idle: bool = False
 
@@ -55,7 +56,7 @@ def measure_reactions(
     reference = forward(model, case)
     groups = _grouped(present.values(), by_module)
     reactions = [
-        Reaction(kind, len(group), _movement(model, case, reference, {n: parameters[n] for n in group}, shuffled))
+        Reaction(kind, tuple(group), movement(model, case, reference, {n: parameters[n] for n in group}, shuffled))
         for kind, group in groups.items()
     ]
     return tuple(
@@ -71,7 +72,7 @@ def _grouped(names: Iterable[str], by_module: bool) -> Mapping[str, list[str]]:
     return groups
 
 
-def _movement(
+def movement(
     model: nn.Module, case: Case, reference: Outputs, group: Mapping[str, nn.Parameter], change: Disturbance
 ) -> float:
     """How far the outputs move when every tensor of `group` is changed."""
@@ -107,8 +108,8 @@ def _idle_if_ignored(
     siblings = [one.movement for one in all_reactions if one.kind == weight]
     if reaction.movement >= enough or weight == reaction.kind or max(siblings, default=0.0) < enough:
         return reaction
-    is_idle = _movement(model, case, reference, group, random_values) < enough / 10
-    return Reaction(reaction.kind, reaction.tensors, reaction.movement, is_idle)
+    is_idle = movement(model, case, reference, group, random_values) < enough / 10
+    return replace(reaction, is_idle=is_idle)
 
 
 def shuffled(tensor: Tensor, salt: int) -> Tensor:

@@ -17,6 +17,9 @@ _LATENTS: dict[str, Any] = {
 }
 
 ENTRIES: dict[str, Entry] = {
+    "vits": Entry(
+        "random durations make a waveform of half a minute; spoken fast it is short", then={"speaking_rate": 40.0}
+    ),
     "clap": Entry(
         "the widths of the four stages double up to the hidden size, and the spectrogram is cut into squares",
         then={
