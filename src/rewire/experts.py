@@ -99,6 +99,8 @@ NOT_EXPERTS: Mapping[str, str] = {
     "KyutaiSpeechToTextFlexibleLinear": "one linear map per codebook, picked by position",
     "CsmCodebooksHead": "one output head per codebook, picked by position",
     "XLNetRelativeAttention": "the projections of an attention, with a dimension for the heads",
+    "Gemma4VisionPatchEmbedder": "tables of positions, one for rows and one for columns",
+    "Kimi_K25VisionPositionEmbeddings": "a table of positions",
     "RecurrentGemmaRglru": "the gates of a recurrence, one block per head",
     "ZambaMambaMixer": "the projections of a state-space mixer, one per Mamba head",
 }
@@ -111,8 +113,12 @@ def stacked_experts(model: nn.Module) -> Iterator[StackedExperts | Refusal]:
     []
     """
     numbers, tried = expert_numbers(model), Trials()
+    seen: set[tuple[int, ...]] = set()
     for path, module in model.named_modules():
-        if _is_candidate(path, module, numbers):
+        # Modules of their own may hold the same tensors (tied encoder and decoder): counted once, edited together.
+        tensors = tuple(map(id, module.parameters())) if _is_candidate(path, module, numbers) else ()
+        if tensors and tensors not in seen:
+            seen.add(tensors)
             yield stacked_at(model, path, tried)
 
 
@@ -300,14 +306,25 @@ def separate_experts(model: nn.Module) -> Iterator[SeparateExperts | Refusal]:
     >>> found.experts, dict(found.tensors)
     (('0', '1'), {'fc.weight': 'fc', 'fc.bias': 'fc_bias'})
     """
+    seen: set[tuple[int, ...]] = set()
     for path, module in model.named_modules():
+        tensors = tuple(map(id, module.parameters())) if _holds_experts(path, module) else ()
+        if not tensors or tensors in seen:
+            continue
+        seen.add(tensors)
         if isinstance(module, UnstackedExperts):
             experts = tuple(map(str, range(module.count)))
             parts = {part: size for w in module.weights for part, size in zip(w.parts, w.sizes, strict=True)}
             was = f"they were stacked in {module.origin.kind.__name__}"
             yield SeparateExperts(path, experts, {}, parts, (was,))
-        elif isinstance(module, nn.ModuleList | nn.ModuleDict) and _called_experts(path, module):
+        else:
             yield separate_at(model, path)
+
+
+def _holds_experts(path: str, module: nn.Module) -> bool:
+    if isinstance(module, UnstackedExperts):
+        return True
+    return isinstance(module, nn.ModuleList | nn.ModuleDict) and _called_experts(path, module)
 
 
 def _called_experts(path: str, module: nn.Module) -> bool:

@@ -152,7 +152,9 @@ def _input_shapes(projection: nn.Module) -> list[tuple[int, ...]]:
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return []
     width = weight.shape[1]
-    return [(1, width, SIDE, SIDE)] if weight.ndim == 4 else [(1, TOKENS, width)]
+    if weight.ndim == 4:
+        return [(1, width, SIDE, SIDE)]
+    return [(1, TOKENS, width), (1, 1, TOKENS, width)]  # SAM has a dimension for prompts
 
 
 def _tokens(shape: tuple[int, ...], module: nn.Module) -> Sequence[Case]:

@@ -56,10 +56,14 @@ class Scene:
     edited: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._may_share = bool(self.ties or self._by_several_names())
+
+    def _by_several_names(self) -> set[int]:
+        """The parameters that go by several names now, by identity."""
         # A module shared under several paths counts with all of them.
         modules = [module for _, module in self.model.named_modules(remove_duplicate=False)]
         seen = Counter(id(tensor) for module in modules for tensor in module._parameters.values())
-        self._by_several_names = {key for key, count in seen.items() if count > 1} - {id(None)}
+        return {key for key, count in seen.items() if count > 1} - {id(None)}
 
     def tied_elsewhere(self, names: Sequence[str]) -> dict[str, str]:
         """Those of `names` whose parameter goes by a further name, which is not among `names`."""
@@ -90,7 +94,8 @@ class Scene:
         """The names that parameters of `names` go by, where there are several."""
         given = set(names)
         groups = [{name, *self.ties[name]} for name in names if name in self.ties]
-        shared = {id(get_tensor(self.model, name)) for name in names} & self._by_several_names
+        # Edits share what was shared before, and nothing else; so most models need not be looked through.
+        shared = {id(get_tensor(self.model, n)) for n in names} & self._by_several_names() if self._may_share else ()
         if shared:  # rare, so that the whole model is looked through only then
             by_id: dict[int, set[str]] = {}
             for name, tensor in self.model.named_parameters(remove_duplicate=False):

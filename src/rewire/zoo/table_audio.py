@@ -76,7 +76,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "kyutai_speech_to_text": Entry(
         "every position holds a token of text and one of each codebook",
-        inputs={"input_ids": Draw((1, 17, 33), "integers", 0, 100)},
+        inputs={"input_ids": Draw((1, 17, 33), "integers", 0, 100), "attention_mask": None},
     ),
     "moonshine_streaming": Entry(
         "the default configuration of its decoder has no number of key-value heads",
