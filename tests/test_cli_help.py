@@ -22,6 +22,14 @@ COMMANDS = [
     ["plan", "check"],
     ["plan", "show"],
     ["plan", "schema"],
+    ["modular"],
+    ["modular", "build"],
+    ["modular", "check"],
+    ["modular", "graph"],
+    ["modular", "explain"],
+    ["modular", "lint"],
+    ["modular", "new"],
+    ["modular", "copies"],
 ]
 PLANS = sorted((Path(__file__).parents[1] / "examples" / "plans").glob("*.yaml"))
 
@@ -49,6 +57,8 @@ def loaded_by(*args: str) -> tuple[int, set[str]]:
         ["plan", "check", *map(str, PLANS)],
         ["plan", "show", str(PLANS[0])],
         ["plan", "schema"],
+        ["modular", "--help"],
+        ["modular", "build", "--help"],
     ],
     ids=" ".join,
 )
@@ -69,7 +79,7 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert done.err == ""
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["plan"])], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["plan"], ["modular"])], ids=" ".join)
 def test_every_command_shows_an_example(command: list[str]) -> None:
     assert f"Example: rewire {' '.join(command)} " in rewire(*command, "--help").out
 

@@ -649,6 +649,10 @@ def _reshape(module: nn.Module) -> None:
     module.down_proj = nn.Parameter(torch.zeros(4, 48, 32))
 
 
+def _add_slices(module: nn.Module) -> None:
+    module.gate_up_proj = nn.Parameter(torch.zeros(5, 96, 32))
+
+
 def _replace_forward(module: nn.Module) -> None:
     module.forward = lambda *args: args[0]  # type: ignore[method-assign]
 
@@ -667,6 +671,7 @@ def _unstack(module: nn.Module) -> None:
     [
         (_retype, "already quantised"),
         (_reshape, "contradict what the class says"),
+        (_add_slices, "does not hold slices of 4 experts"),
         (_replace_forward, "forward was replaced"),
         (_parametrise, "computed from other"),
         (_unstack, "already adapted"),

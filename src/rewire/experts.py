@@ -71,11 +71,15 @@ class Known:
     Attributes:
         tensors: names in the experts module (dotted for a child's) to names of linear layers.
         transposed: tensors with slices `[in, out]`.
+        alternating: whether the rows of the parts alternate; else one part follows the other.
+        surplus: tensors that may have more slices than there are experts.
         folded: whether slices lie below each other in matrices.
     """
 
     tensors: Mapping[str, tuple[str, ...]]
     transposed: frozenset[str] = frozenset()
+    alternating: bool = False
+    surplus: frozenset[str] = frozenset()
     folded: bool = False
 
 
@@ -89,7 +93,7 @@ KNOWN: Mapping[str, Known] = {
     "InklingSharedExperts": Known({name: (name,) for name in (*GATE_UP, "down_proj")}),
     "JetMoeParallelExperts": Known({"weight": ("proj",)}),
     "Llama4TextExperts": Known(_STANDARD, frozenset(_STANDARD)),
-    "LongcatFlashExperts": Known(_STANDARD),
+    "LongcatFlashExperts": Known(_STANDARD, surplus=frozenset({"gate_up_proj"})),
     "Step3p7Experts": Known(_STANDARD),
 }
 
@@ -212,7 +216,8 @@ def _declared(module: nn.Module) -> tuple[Known, str] | None:
         return None
     first = {"gate_up_proj": GATE_UP} if told["has_gate"] else {"up_proj": ("up_proj",)}
     tensors = {**first, "down_proj": ("down_proj",)}
-    known = Known(tensors, frozenset(tensors) if told["is_transposed"] else frozenset())
+    transposed = frozenset(tensors) if told["is_transposed"] else frozenset[str]()
+    known = Known(tensors, transposed, alternating=not told["is_concatenated"])
     lies = "[in, out]" if told["is_transposed"] else "[out, in]"
     if not told["has_gate"]:
         return known, f"{type(module).__name__} declares slices {lies}, without a gate"
@@ -230,42 +235,54 @@ def _listed(module: nn.Module) -> tuple[Known, str] | None:
 
 def _weights(module: nn.Module, known: Known) -> tuple[int, tuple[StackedWeight, ...]] | str:
     """Number of experts and what each tensor holds, or how the shapes contradict what is known."""
-    tensors = dict(module.named_parameters())
-    missing = [name for name in known.tensors if name not in tensors]
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    missing = [name for name in known.tensors if name not in shapes]
     if missing:
         return f"there is no tensor {', '.join(missing)}"
-    alternating = vars(module).get("is_concatenated") is False
     if known.folded:
         count = next((v for k, v in vars(module).items() if "num_experts" in k and isinstance(v, int)), 0)
     else:
-        count = min(tensors[name].shape[0] for name in known.tensors)
-    found = []
-    for name, parts in known.tensors.items():
-        shape = tuple(tensors[name].shape)
-        if len(shape) != (2 if known.folded else 3) or (known.folded and (count < 1 or shape[0] % count)):
-            return f"{name} has shape {list(shape)}, which does not hold slices of experts"
-        slices, rows, columns = (count, shape[0] // count, shape[1]) if known.folded else shape
-        out, width = (columns, rows) if name in known.transposed else (rows, columns)
-        if out % len(parts):
-            return f"{name}, of shape {list(shape)}, does not divide into {' and '.join(parts)}"
-        size = out // len(parts)
-        bias = f"{name}_bias" if f"{name}_bias" in tensors else None
-        if bias is not None and tuple(tensors[bias].shape) != (slices, out):
-            return f"{bias} has shape {list(tensors[bias].shape)}, expected {[slices, out]}"
-        found.append(
-            StackedWeight(
-                name,
-                parts,
-                (size,) * len(parts),
-                width,
-                groups=size if alternating and len(parts) > 1 else 1,
-                transposed=name in known.transposed,
-                bias=bias,
-                surplus=slices - count,
-                folded=known.folded,
-            )
-        )
+        count = min(shapes[name][0] for name in known.tensors)
+    found: list[StackedWeight] = []
+    for name in known.tensors:
+        weight = _weight(name, shapes, known, count)
+        if isinstance(weight, str):
+            return weight
+        found.append(weight)
     return _contradiction(found) or (count, tuple(found))
+
+
+def _weight(name: str, shapes: Mapping[str, tuple[int, ...]], known: Known, count: int) -> StackedWeight | str:
+    """What the tensor called `name` holds."""
+    parts, shape, transposed = known.tensors[name], shapes[name], name in known.transposed
+    matrix = _slice(shape, known.folded, count)
+    if matrix is None or (shape[0] > count and not known.folded and name not in known.surplus):
+        return f"{name} has shape {list(shape)}, which does not hold slices of {count} experts"
+    out, width = matrix[::-1] if transposed else matrix
+    if out % len(parts):
+        return f"{name}, of shape {list(shape)}, does not divide into {' and '.join(parts)}"
+    bias = f"{name}_bias"
+    if bias in shapes and shapes[bias] != (count, out):
+        return f"{bias} has shape {list(shapes[bias])}, expected {[count, out]}"
+    size = out // len(parts)
+    return StackedWeight(
+        name,
+        parts,
+        (size,) * len(parts),
+        width,
+        groups=size if known.alternating and len(parts) > 1 else 1,
+        transposed=transposed,
+        bias=bias if bias in shapes else None,
+        surplus=0 if known.folded else shape[0] - count,
+        folded=known.folded,
+    )
+
+
+def _slice(shape: tuple[int, ...], folded: bool, count: int) -> tuple[int, int] | None:
+    """The shape of one slice of a tensor; None if there are none in it."""
+    if folded:
+        return (shape[0] // count, shape[1]) if len(shape) == 2 and count and not shape[0] % count else None
+    return (shape[1], shape[2]) if len(shape) == 3 else None
 
 
 def _contradiction(weights: list[StackedWeight]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import rewire
-from rewire.cli import apply, coverage, demo, inspect, plan, prove
+from rewire.cli import apply, coverage, demo, inspect, modular, plan, prove
 from rewire.cli.guard import EXIT_CODES, Guarded
 from rewire.cli.options import prose
 
@@ -27,6 +27,7 @@ app.command("inspect", help=prose(inspect.inspect), epilog=f"{inspect.EXAMPLE}\n
 app.command("apply", help=prose(apply.apply), epilog=f"{apply.EXAMPLE}\n\n{EXIT_CODES}")(apply.apply)
 app.command("prove", help=prose(prove.prove), epilog=f"{prove.EXAMPLE}\n\n{EXIT_CODES}")(prove.prove)
 app.add_typer(plan.app, name="plan")
+app.add_typer(modular.app, name="modular")
 app.command("coverage", help=prose(coverage.coverage), epilog=f"{coverage.EXAMPLE}\n\n{EXIT_CODES}")(coverage.coverage)
 app.command("demo", help=prose(demo.demo), epilog=f"{demo.EXAMPLE}\n\n{EXIT_CODES}")(demo.demo)
 

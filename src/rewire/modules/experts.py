@@ -158,6 +158,11 @@ class UnstackedExperts(Remains):
         if self.views is not None and self.reads_whole:
             shadow = self.as_original(nested(self.views.wholes), {})
             return type(shadow).forward(shadow, *args, **kwargs)
+        return self._one_by_one(args, kwargs)
+
+    # Which expert runs depends on the tokens: there is nothing to trace.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _one_by_one(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call([expert._modules for expert in self.experts])
         shadow = self.as_original(nested(stand_ins(call, self.weights)), EAGER)
         output = type(shadow).forward(shadow, *args, **kwargs)
