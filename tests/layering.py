@@ -22,6 +22,7 @@ PACKAGE = "rewire"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "targets", "plan", "artefact"),
     ("tensor_rules", "modules", "source"),
+    ("module_tree",),
     (
         "edit_rules",
         "linears",

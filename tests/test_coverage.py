@@ -111,9 +111,11 @@ def test_types_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     first = measure_coverage(["bert"], edits=["join"], state=log)
     seen: list[str] = []
-    second = measure_coverage(
-        ["bert", "gpt2"], edits=["join"], state=log, progress=lambda name, done, total: seen.append(f"{name} {done}/{total}")
-    )
+
+    def note(name: str, done: int, total: int) -> None:
+        seen.append(f"{name} {done}/{total}")
+
+    second = measure_coverage(["bert", "gpt2"], edits=["join"], state=log, progress=note)
     assert seen == ["gpt2 2/2"]
     assert second.types[0] == first.types[0]
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from rewire import hf_seam
 from rewire.errors import ResolveError, RevertError, RuleError
+from rewire.module_tree import get_tensor
 from rewire.plan import Edit, Plan
 from rewire.receipts import (
     Counts,
@@ -36,7 +37,7 @@ from rewire.receipts import (
     versions,
 )
 from rewire.resolve import Resolution, resolve
-from rewire.surgery import Change, accept_original_names, check_undos, get_tensor
+from rewire.surgery import Change, accept_original_names, check_undos
 from rewire.tensor_rules import Rule, invert, run
 
 

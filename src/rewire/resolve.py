@@ -14,9 +14,10 @@ from torch import nn
 from rewire import experts, families, hf_seam
 from rewire.edits import HANDLERS, Match, Refusal, Scene
 from rewire.errors import NoMatchError, RefusedError
+from rewire.module_tree import skeleton
 from rewire.plan import Cast, Edit, Freeze, Join, Plan, Split, Stack, Unfreeze, Unstack
 from rewire.receipts import Decision, summarise
-from rewire.surgery import Change, Swap, Undo, skeleton
+from rewire.surgery import Change, Swap, Undo
 from rewire.targets import Target
 from rewire.tensor_rules import Rule
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rewire import hf_seam
+from rewire.module_tree import under
 from rewire.proof import Case, Check, Proof, cases_for, prove
 from rewire.proof.execution import forward
 from rewire.proof.gradients import gradients_of
 from rewire.proof.guard import untouched
 from rewire.receipts import receipt_of
-from rewire.surgery import under
 from rewire.tensor_rules import Rule, Step, with_names
 
 TOKENS, SIDE = 5, 4

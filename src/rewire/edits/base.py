@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rewire.surgery import Change, Swap, Twins, aliased, get_tensor, renamed, split_path, submodule, under
+from rewire.module_tree import get_tensor, split_path, submodule, under
+from rewire.surgery import Change, Swap, Twins, aliased, renamed
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from rewire import tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene
+from rewire.module_tree import get_tensor, under
 from rewire.plan import Cast
-from rewire.surgery import CastTensors, Change, get_tensor, under
+from rewire.surgery import CastTensors, Change
 
 
 def decide(edit: Cast, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rewire.edits.base import Match, Outcome, Refusal, Scene, tensor_names
+from rewire.module_tree import get_tensor
 from rewire.plan import Freeze, Unfreeze
-from rewire.surgery import Change, SetFlags, get_tensor
+from rewire.surgery import Change, SetFlags
 
 
 def decide(edit: Freeze | Unfreeze, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:

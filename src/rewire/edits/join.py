@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from rewire import linears
 from rewire.edit_rules import join_rule, joined_name
 from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_change, tie_reason, twins_of
+from rewire.module_tree import submodule, under
 from rewire.modules import JoinedProjection
 from rewire.modules.joined import join_parts, joined_layer
 from rewire.plan import Join
-from rewire.surgery import Placements, Swap, submodule, under
+from rewire.surgery import Placements, Swap
 from rewire.tensor_rules import Rule
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from rewire import hf_seam, tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene
 from rewire.errors import RevertError
+from rewire.module_tree import get_tensor, place, skeleton, under
 from rewire.plan import Lora
-from rewire.surgery import Change, Placements, Undo, View, get_tensor, place, skeleton, under
+from rewire.surgery import Change, Placements, Undo, View
 
 
 def decide(edit: Lora, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:

@@ -9,8 +9,9 @@ from torch import nn
 
 from rewire import tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene
+from rewire.module_tree import get_tensor, split_path, submodule, under
 from rewire.plan import Rename
-from rewire.surgery import Change, Placements, Swap, aliased, get_tensor, split_path, submodule, under
+from rewire.surgery import Change, Placements, Swap, aliased
 
 
 def decide(edit: Rename, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:

@@ -14,8 +14,9 @@ from rewire import hf_seam, tensor_rules
 from rewire.edit_rules import expand_tensor_rules
 from rewire.edits.base import Match, Outcome, Refusal, Scene, swap_change, tie_reason
 from rewire.errors import ConsentError, ResolveError, RuleError
+from rewire.module_tree import skeleton, submodule, under
 from rewire.plan import Replace
-from rewire.surgery import Placements, Swap, skeleton, submodule, under
+from rewire.surgery import Placements, Swap
 
 
 def decide(edit: Replace, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:

@@ -21,10 +21,11 @@ from rewire.edits.base import (
     tie_reason,
     twins_of,
 )
+from rewire.module_tree import split_path, submodule, under
 from rewire.modules import SplitLayer, SplitMultiheadAttention, SplitProjection
 from rewire.modules.rows import with_rows
 from rewire.plan import Split
-from rewire.surgery import Placements, Swap, split_path, submodule, under
+from rewire.surgery import Placements, Swap
 from rewire.tensor_rules import Rule
 
 

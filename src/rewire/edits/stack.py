@@ -12,10 +12,11 @@ from rewire import experts, families
 from rewire.edit_rules import stack_rule, unstack_rule
 from rewire.edits.base import Match, Outcome, Refusal, Scene, same_flags, swap_change, tie_reason, twins_of
 from rewire.linears import linear_facts
+from rewire.module_tree import submodule, under
 from rewire.modules import StackedPart, UnstackedExperts
 from rewire.modules.stacked import with_stacked
 from rewire.plan import Stack
-from rewire.surgery import Placements, Swap, submodule, under
+from rewire.surgery import Placements, Swap
 from rewire.tensor_rules import Rule, invert
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from rewire import experts, families, tensor_rules
 from rewire.edit_rules import unstack_rule
 from rewire.edits.base import Match, Outcome, Refusal, Scene, swap_change, tie_reason, twins_of
+from rewire.module_tree import get_tensor, meta_like, set_tensor, submodule, under
 from rewire.modules import StackedWeight, UnstackedExperts
 from rewire.plan import Unstack
-from rewire.surgery import Placements, Swap, SwapBack, Undo, get_tensor, meta_like, set_tensor, submodule, under
+from rewire.surgery import Placements, Swap, SwapBack, Undo
 
 
 def decide(edit: Unstack, number: int, matches: Sequence[Match], scene: Scene) -> Iterator[Outcome]:
