@@ -529,7 +529,8 @@ def test_lines_of_the_library_are_traced_to_the_same_lines() -> None:
     traced = 0
     for line, origin in list(zip(lines, found.origins, strict=True))[start:end]:
         assert origin or not line
-        if origin and not origin.renamed:
+        is_written_anew = "super()" in line or line == "    pass"  # a base called by name; an empty body
+        if origin and not origin.renamed and not is_written_anew:
             traced += 1
             assert origin.path.read_text("utf-8").splitlines()[origin.line - 1].strip() == line.strip()
     assert traced > 100

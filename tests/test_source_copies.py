@@ -238,6 +238,20 @@ def test_what_cannot_be_verified(zoo: Path, marker: str, status: str, note: str)
     assert (found.status, found.note) == (status, note)
 
 
+def test_a_replacement_that_breaks_the_code(zoo: Path) -> None:
+    code = pooler().replace("    size = 4", "    # Ignore copy\n    size = 5")
+    found = only(write(zoo, f"{HEAD}BertPooler with Bert->My,self->1+", code))
+    assert found.status == "drifted"
+
+
+@pytest.mark.parametrize(("data", "said"), [(b"x = (\n", "not valid Python"), (b"# \xff\n", "is not UTF-8")])
+def test_files_that_cannot_be_read(zoo: Path, data: bytes, said: str) -> None:
+    path = zoo / "models" / "my" / "broken.py"
+    path.write_bytes(f"{HEAD}helper\n".encode() + data)
+    with pytest.raises(RewireError, match=said):
+        check_copies([zoo])
+
+
 # ---------------------------------------------------------------- the library
 
 LIBRARY = Path(str(find_spec("transformers").origin)).parent  # type: ignore[union-attr]

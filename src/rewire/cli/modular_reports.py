@@ -287,7 +287,7 @@ def _show_copies(found: Sequence[Copy], screen: Screen) -> None:
     for one in found:
         place = f"{one.marker.path}:{one.marker.line}"
         if one.status == "drifted":
-            write(one.diff())
+            write(one.diff() + (f"{place}: {one.note}\n" if one.note else ""))
         elif one.is_failure:
             write(f"{place}: {one.status}: {one.note}\n")
         elif not screen.quiet and (one.note or one.status in ("misplaced", "unreadable")):

@@ -184,21 +184,22 @@ def build_stale(site: Site, *, everything: bool = False, progress: Progress | No
     first = [path for path in stale if path not in built]
     parents = {one for path in first for one in site.parents(path)}
     is_missing = any(not site.contents[one] and generating_file(one) for one in parents)
-    by_level = set(first)
+    by_level, final = set(first), built.keys() - set(first)
     if first and (is_missing or len(first) in (1, len(site.paths))) and not site.overlay:
         built |= _strict(site, _many(site, first, "memory" if is_missing else "disk", progress))
         by_level = set()
+        final |= set(first) if is_missing else set()
     if by_level or site.take(built.values()):
         with collector_paused():
-            built |= _by_level(site, by_level, built.keys() - set(first), progress)
+            built |= _by_level(site, by_level, final, progress)
     return {path: built[path] for path in site.paths if path in built}
 
 
 def _by_level(
-    site: Site, stale: set[Path], circular: set[Path], progress: Progress | None
+    site: Site, stale: set[Path], final: set[Path], progress: Progress | None
 ) -> Iterator[tuple[Path, Built]]:
-    """Builds the stale files, and those that inherit from what is changed, parents before children."""
-    shop, wanted, done = site.workspace(), set(site.paths) - circular, 0
+    """Builds stale files and what inherits from changed ones, parents before children; the `final` ones are left out."""
+    shop, wanted, done = site.workspace(), set(site.paths) - final, 0
     for level in levels(inheritance(_with_ancestors(site, site.paths))):
         files = [path for path in level if path in stale or not site.overlay.keys().isdisjoint(site.parents(path))]
         fresh = _strict(site, _one_by_one(site, shop, [path for path in files if path in wanted]))

@@ -165,7 +165,9 @@ class Copies:
         observed = copy_module.code(one)
         should = expected(module.code(source), observed, marker.replacements)
         status: Status = "ignored" if should is None else "same" if is_same(observed, should) else "drifted"
-        return Copy(marker, status, one.name, place, observed, should or "", marker.fault)
+        is_fixed_elsewhere = status == "drifted" and copy_module.is_generated
+        note = marker.fault or ("generated: change its modular file" if is_fixed_elsewhere else "")
+        return Copy(marker, status, one.name, place, observed, should or "", note)
 
     def _original(self, marker: Marker) -> tuple[tuple[Module, Code] | None, str]:
         """The original, or what is wrong with the way to it; neither if the marker is not about any known package."""
@@ -189,11 +191,17 @@ class Copies:
     # ------------------------------------------------------------ files
 
     def _text(self, path: Path) -> str:
-        return self.texts[path] if path in self.texts else path.read_text("utf-8-sig")
+        try:
+            return self.texts[path] if path in self.texts else path.read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RewireError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
 
     def _module(self, path: Path) -> Module:
         if path not in self._modules:
-            self._modules[path] = Module(path, self._text(path))
+            try:
+                self._modules[path] = Module(path, self._text(path))
+            except SyntaxError as error:
+                raise RewireError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
         return self._modules[path]
 
 

@@ -11,7 +11,7 @@ from rewire.errors import OutputError, RewireError
 from rewire.source.build import build
 from rewire.source.cache import write_whole
 from rewire.source.modules import LIBRARY, Package, installed, package_around
-from rewire.source.names import FILE_TYPES, names_of, type_of_module
+from rewire.source.names import names_of
 from rewire.source.rename import Renaming
 from rewire.source.tidy import find_ruff, tidy
 
@@ -123,11 +123,3 @@ def _public_classes(file: Path) -> Iterator[str]:
         if isinstance(element, ast.Constant) and isinstance(element.value, str)
     }
     yield from (node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name in exported)
-
-
-def kinds_of(package: str, parent: str) -> tuple[str, ...]:
-    """The types of files that a model has."""
-    found = installed(package)
-    folder = found.root / "models" / parent if found else Path(parent)
-    have = {type_of_module(file.stem) for file in folder.glob(f"*_{parent}.py")}
-    return tuple(kind for kind in FILE_TYPES if kind in have)
