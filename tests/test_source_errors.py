@@ -115,6 +115,15 @@ def test_warnings(tmp_path: Path, request: pytest.FixtureRequest, modular: str, 
     assert f"[{problem.rule}]" in request.node.name
 
 
+def test_a_deletion_that_deletes_nothing_is_reported(tmp_path: Path) -> None:
+    body = "    def forward(self, x):\n        super().forward(x)\n        del self.nothing\n"
+    modular = f"{HEAD}class GemmaMLP(LlamaMLP):\n{body}"
+    models = write_tree(tmp_path, {"llama/modeling_llama.py": PARENT, "gemma/modular_gemma.py": modular})
+    (problem,) = convert(models / "gemma" / "modular_gemma.py").problems
+    assert (problem.rule, problem.severity, problem.line) == ("nothing-to-delete", "warning", 6)
+    assert "self.nothing" in problem.message
+
+
 def test_an_assignment_that_strays_into_another_method_is_reported(tmp_path: Path) -> None:
     files = {
         "llama/modeling_llama.py": f"{PARENT}\n\nclass LlamaTwo(nn.Module):\n    def a(self):\n        size = 1\n\n"

@@ -19,7 +19,7 @@ from rewire.source.tidy import find_ruff, ruff_version, tidy
 
 Progress = Callable[[int, int], None]
 
-NEVER_SILENT = ("dropped",)
+NEVER_SILENT = ("dropped", "nothing-to-delete")
 """Rules that are errors unless one asks for what the reference does, which is to pass over them."""
 
 
@@ -198,7 +198,7 @@ def build_stale(site: Site, *, everything: bool = False, progress: Progress | No
 def _by_level(
     site: Site, stale: set[Path], final: set[Path], progress: Progress | None
 ) -> Iterator[tuple[Path, Built]]:
-    """Builds stale files and what inherits from changed ones, parents before children; the `final` ones are left out."""
+    """Builds stale files and what inherits from changed ones, parents first; the `final` ones are left out."""
     shop, wanted, done = site.workspace(), set(site.paths) - final, 0
     for level in levels(inheritance(_with_ancestors(site, site.paths))):
         files = [path for path in level if path in stale or not site.overlay.keys().isdisjoint(site.parents(path))]

@@ -24,7 +24,7 @@ RULES = {
     "config-from-modeling": "a config class is imported from a modeling file",
     "import-from-package": "names are imported from the top of the package",
     "super-without-parent": "super() is called for a method that the parent class does not define",
-    "nothing-to-delete": "an attribute is deleted that the parent class does not have",
+    "nothing-to-delete": "an attribute is deleted that the parent does not have",
     "mixed-decorators": "no_inherit_decorator stands beside other decorators",
     "code-in-guard": "something other than an import stands under an import guard",
     "broken-output": "what comes out is not valid Python",

@@ -96,6 +96,7 @@ class Unravelling:
 
     def _combine(self, parent: list[Line], after: list[Line]) -> list[Line]:
         """The parent's statements as changed by those that follow the call, then the rest of these."""
+        self._warn_of_idle(parent, [line for line in after if line.kind == "delete"])
         self.deleted |= {line.target for line in after if line.kind == "delete"}
         self.replaced |= {line.target: line for line in after if line.kind == "assign"}
         deletable = ("assign", "annotated") if self.rules.delete_annotated else ("assign",)
@@ -113,6 +114,16 @@ class Unravelling:
                 body.append(line)
                 known.add(line.bare)
         return _post_init_last(body)
+
+    def _warn_of_idle(self, parent: list[Line], deletions: list[Line]) -> None:
+        """A deletion of what the parent's method does not assign deletes nothing, and goes itself."""
+        there = {line.target for line in parent if line.kind in ("assign", "annotated")}
+        for line in deletions:
+            if line.target not in there:
+                message = f"{line.target} is deleted, but the parent's method does not assign it"
+                fragment = line.fragments[0]
+                instead = "remove the line, or name what the parent assigns"
+                self.report.warn(fragment.view.file, line.statement.start, "nothing-to-delete", message, instead)
 
     def _warn(self, carried: list[Line]) -> None:
         for line in carried:
