@@ -57,14 +57,22 @@ class Scene:
     edited: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._may_share = bool(self.ties or self._by_several_names())
+        self._seen = self._count()
+        # Edits share what was shared before, and nothing else; so most models need to be looked through once only.
+        self._may_share = bool(self.ties) or max(self._seen.values(), default=0) > 1
 
-    def _by_several_names(self) -> set[int]:
-        """The parameters that go by several names now, by identity."""
+    def _count(self) -> Counter[int]:
+        """How many names every parameter has, by its identity."""
         # A module shared under several paths counts with all of them.
         modules = [module for _, module in self.model.named_modules(remove_duplicate=False)]
-        seen = Counter(id(tensor) for module in modules for tensor in module._parameters.values())
-        return {key for key, count in seen.items() if count > 1} - {id(None)}
+        return Counter(id(t) for module in modules for t in module._parameters.values() if t is not None)
+
+    def _shared(self, names: Sequence[str]) -> set[int]:
+        """Those parameters of `names` that have several names now."""
+        wanted = {id(get_tensor(self.model, name)) for name in names} if self._may_share else set()
+        if not wanted <= self._seen.keys():  # an earlier edit made some of them
+            self._seen = self._count()
+        return {key for key in wanted if self._seen[key] > 1}
 
     def tied_elsewhere(self, names: Sequence[str]) -> dict[str, str]:
         """Those of `names` whose parameter goes by a further name, which is not among `names`."""
@@ -95,8 +103,7 @@ class Scene:
         """The names that parameters of `names` go by, where there are several."""
         given = set(names)
         groups = [{name, *self.ties[name]} for name in names if name in self.ties]
-        # Edits share what was shared before, and nothing else; so most models need not be looked through.
-        shared = {id(get_tensor(self.model, n)) for n in names} & self._by_several_names() if self._may_share else ()
+        shared = self._shared(names)
         if shared:  # rare, so that the whole model is looked through only then
             by_id: dict[int, set[str]] = {}
             for name, tensor in self.model.named_parameters(remove_duplicate=False):
