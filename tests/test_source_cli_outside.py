@@ -83,8 +83,9 @@ TWONORM = r'''
 '''
 
 TRAIN = """
-    import json, sys
+    import sys
     import torch
+    from safetensors.torch import save_file
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     code, out = sys.argv[1:]
@@ -106,13 +107,14 @@ TRAIN = """
     Config.register_for_auto_class()
     Model.register_for_auto_class("AutoModelForCausalLM")
     model.eval().save_pretrained(out)
-    torch.save(model(input_ids=tokens).logits, out + "/logits.pt")
+    save_file({"logits": model(input_ids=tokens).logits.detach()}, out + "/logits.safetensors")
 """
 
 LOAD = """
     import sys
     sys.modules["rewire"] = None  # whoever imports it now fails
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = sys.argv[1]
@@ -121,7 +123,7 @@ LOAD = """
     assert model.config.scale_after == 0.25
     assert {"after", "self_attn"} <= dict(model.model.layers[1].named_children()).keys()
     logits = model(input_ids=torch.arange(24).reshape(2, 12)).logits
-    assert torch.equal(logits, torch.load(folder + "/logits.pt"))
+    assert torch.equal(logits, load_file(folder + "/logits.safetensors")["logits"])
     print("the same")
 """
 
