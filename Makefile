@@ -64,7 +64,7 @@ clean: ## remove build output and tool caches (.venv stays)
 
 # The stamps are as old as the files that say what to install. An environment that stands is brought up to
 # date in place; one whose Python is gone or too old is made anew.
-$(VENV)/.setup: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.setup: pyproject.toml hatch_build.py $(wildcard src/rewire/native/*.h src/rewire/native/*.cpp) $(CONSTRAINTS)
 	@$(call is_usable,$(BIN)/python) || { $(find_python); echo "making $(VENV) with $$python"; \
 	  "$$python" -m venv --clear $(VENV); }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null

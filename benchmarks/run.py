@@ -1,6 +1,6 @@
 """`make bench`: Rewire measured against the untouched model, in one interleaved run.
 
-python benchmarks/run.py [--only apply,load,forward,modular] [--quick] [--out FOLDER]
+python benchmarks/run.py [--only apply,load,forward,modular,packed] [--quick] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RESULTS = Path(__file__).parent / "results"
-GROUPS = ("apply", "load", "forward", "modular")
+GROUPS = ("apply", "load", "forward", "modular", "packed", "convert")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,26 +20,31 @@ PACKAGE = "rewire"
 # Lowest first. A unit imports from its own row and from the rows before it in this table, never from a later
 # one, and never in a circle. `rewire` itself is the public face that `cli` calls.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "targets", "plan", "artefact"),
-    ("tensor_rules", "modules", "source"),
+    ("errors", "targets", "tensor_rules", "step_patterns", "plan", "artefact"),
+    ("modules", "source"),
     ("module_tree",),
     (
         "edit_rules",
+        "moves",
         "linears",
         "roles",
         "family_rules",
         "family_table",
         "separate",
         "families",
+        "encoder_table",
+        "encoder_trial",
+        "encoders",
         "probe",
         "experts",
         "expert_trial",
         "hf_seam",
+        "hf_conversions",
         "surgery",
     ),
     ("edits",),
     ("resolve", "receipts", "checkpoint"),
-    ("live", "stream", "adapters", "loading", "saving"),
+    ("live", "explicit", "stream", "adapters", "loading", "saving"),
     ("proof", "inspection", "measure", "fastpath"),
     ("zoo",),
     ("export", "coverage"),
@@ -58,7 +63,7 @@ SELF_CONTAINED: dict[str, frozenset[str]] = {"modules": frozenset({"torch"})}
 
 # Outside packages with one door each. Imports for type checkers only are free.
 DOORS: dict[str, frozenset[str]] = {
-    "transformers": frozenset({"hf_seam"}),
+    "transformers": frozenset({"hf_seam", "hf_conversions"}),
     "peft": frozenset({"hf_seam", "edits.lora"}),
     "safetensors": frozenset({"checkpoint", "hf_seam"}),
 }
@@ -70,7 +75,9 @@ USERS = frozenset({"demo"})
 HEAVY = frozenset({"torch", "transformers", "accelerate", "peft"})
 
 # No heavy import anywhere, inside functions neither.
-NEVER_HEAVY = frozenset({"errors", "targets", "plan", "artefact", "tensor_rules", "edit_rules", "source"})
+NEVER_HEAVY = frozenset(
+    {"errors", "targets", "plan", "artefact", "tensor_rules", "edit_rules", "moves", "step_patterns", "source"}
+)
 
 # Loading the unit, with all that it loads in turn, imports nothing heavy; its functions may, when called.
 LOADS_LIGHT = NEVER_HEAVY | {PACKAGE, "checkpoint", "stream", "cli", "__main__"}

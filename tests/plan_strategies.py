@@ -12,13 +12,16 @@ from rewire.plan import (
     DropTensor,
     Edit,
     Freeze,
+    FrozenMapping,
     Join,
     JoinTensor,
     Lora,
+    Pack,
     Plan,
     Rename,
     RenameTensor,
     Replace,
+    Resolved,
     Split,
     SplitTensor,
     Stack,
@@ -112,5 +115,28 @@ EDITS: st.SearchStrategy[Edit] = st.one_of(
     st.builds(Unfreeze, MANY_TARGETS, optional=st.booleans()),
     st.builds(Cast, MANY_TARGETS, DTYPES, st.booleans()),
     st.builds(Rename, TARGETS, st.one_of(NAMES, st.sampled_from(["0", "007"]))),
+    st.builds(
+        Pack,
+        TARGETS,
+        st.sampled_from([None, "bfloat16", "int8"]),
+        st.sampled_from(["zeros", "original"]),
+        st.booleans(),
+        optional=st.booleans(),
+    ),
 )
-PLANS = st.builds(Plan, st.lists(EDITS, max_size=4), st.none() | TEXT, st.none() | TEXT)
+STEPS = st.sampled_from(
+    [
+        {"step": "rename", "source": "h.{0}.a", "target": "h.{0}.b", "each": ["0..3,7"]},
+        {"step": "split", "whole": "w", "parts": ["w.{0..2}"], "sizes": [1, 2, 3], "dim": 1},
+        {"step": "drop", "source": "{{x}}"},
+    ]
+)
+RESOLVED = st.builds(
+    lambda model, plan, reading, steps, config: Resolved(model, plan, tuple(reading), tuple(steps), config),
+    st.none() | TEXT,
+    st.none() | st.sampled_from(["0" * 64, "af" * 32]),
+    st.lists(STEPS, max_size=2),
+    st.lists(STEPS, max_size=2),
+    st.dictionaries(TEXT, JSON, max_size=2).map(FrozenMapping),
+)
+PLANS = st.builds(Plan, st.lists(EDITS, max_size=4), st.none() | TEXT, st.none() | TEXT, st.none() | RESOLVED)

@@ -18,7 +18,7 @@ import rewire
 from rewire.demo import FAILED, UNUSABLE, attention, figures, recipes, run, sam, sentences, training
 from rewire.demo.checkpoints import compare
 from rewire.demo.screen import Screen
-from rewire.demo.sentences import real_sentences
+from rewire.measure.texts import real_sentences
 from rewire.proof.strong import draw_strong
 
 LAYERS, WIDTH = 3, 32

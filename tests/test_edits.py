@@ -22,6 +22,7 @@ from rewire.plan import (
     Freeze,
     Join,
     Lora,
+    Pack,
     Plan,
     Rename,
     Replace,
@@ -128,6 +129,12 @@ CASES = {
     "rename": Case("llama", (Rename("layers.*.self_attn.o_proj", to="out"),)),
     "freeze": Case("bert", (Freeze("embeddings.**"), Unfreeze("embeddings.LayerNorm"))),
     "cast": Case("bert", (Cast("**", dtype="bfloat16"),), tolerance=0.2),
+    "pack": Case("bert", (Pack("@encoder"),), tolerance=1e-5),
+    "pack images": Case("vit", (Pack("layers"),), tolerance=1e-5),
+    "pack an encoder with a decoder": Case("bart", (Pack("@encoder"),), tolerance=1e-5),
+    "join and pack": Case(
+        "bert", (Join("encoder.layer.*.attention.self", parts=("query", "key", "value")), Pack("encoder")), {}, 1e-5
+    ),
     "split, join and rename": Case(
         "phi3",
         (

@@ -290,7 +290,7 @@ def test_killed_while_saving(llama: Path, tmp_path: Path) -> None:
         "from rewire import artefact\n"
         "from rewire.plan import Join\n"
         "model = rewire.load(sys.argv[1], Join('**.self_attn', parts=('q_proj','k_proj','v_proj')))\n"
-        "artefact._settle = lambda folder: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "artefact.settle = lambda folder: os.kill(os.getpid(), signal.SIGKILL)\n"
         "rewire.save(model, sys.argv[2], overwrite=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, llama, tmp_path / "out"], check=False, capture_output=True)

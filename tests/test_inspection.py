@@ -249,3 +249,19 @@ def test_the_plan_on_the_screen_can_be_copied() -> None:
     found = rewire.inspect(small("gpt2", GPT2)).plan
     assert found is not None
     assert Plan.from_yaml(copied) == found
+
+
+def test_encoders_are_looked_at_on_request() -> None:
+    model = meta("bart", d_model=32, encoder_layers=2, decoder_layers=2)
+    assert rewire.inspect(model).encoders is None
+    found = rewire.inspect(model, pack=True)
+    assert found.encoders is not None
+    packed, refused = found.encoders
+    assert (packed.path, packed.module, packed.count) == ("encoder.layers", "BartEncoderLayer", 2)
+    assert packed.how == "recipe bart"
+    assert (refused.path, refused.how) == ("decoder.layers", None)
+    assert refused.refusal is not None
+    assert "encoder_attn attends to another sequence" in refused.refusal
+    shown = text(found, width=200)
+    assert "can be packed: recipe bart" in shown
+    assert "cannot be packed: BartDecoderLayer: encoder_attn" in shown

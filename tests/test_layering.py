@@ -154,15 +154,15 @@ FORBIDDEN = {
     ),
     "transformers past the seam": (
         {"live.py": "import transformers.utils"},
-        "only hf_seam may import transformers",
+        "only hf_conversions, hf_seam may import transformers",
     ),
     "transformers by string": (
         {"live.py": "import importlib\nimportlib.import_module('transformers')"},
-        "only hf_seam may import transformers",
+        "only hf_conversions, hf_seam may import transformers",
     ),
     "transformers in the cli": (
         {"cli/run.py": "def f():\n    from transformers import AutoModel"},
-        "only hf_seam may import transformers",
+        "only hf_conversions, hf_seam may import transformers",
     ),
     "peft elsewhere": ({"edits/split.py": "import peft"}, "only edits.lora, hf_seam may import peft"),
     "safetensors elsewhere": ({"stream.py": "from safetensors import safe_open"}, "may import safetensors"),

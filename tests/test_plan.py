@@ -31,6 +31,7 @@ from rewire.plan import (
     Join,
     JoinTensor,
     Lora,
+    Pack,
     Plan,
     Rename,
     RenameTensor,
@@ -80,6 +81,7 @@ def test_kinds_and_promises() -> None:
         "unfreeze": "exact",
         "cast": "lossy",
         "rename": "exact",
+        "pack": "rounding",
     }
     assert [cls.kind for cls in TENSOR_RULES] == ["split", "join", "rename", "transpose", "drop", "cast"]
 
@@ -340,6 +342,8 @@ def test_the_weakest_promise_counts() -> None:
     assert Plan([joined, additive, exact]).promise == "additive"
     assert Plan([lossy, joined, additive]).promise == "lossy"
     assert PROMISES == ("exact", "additive", "rounding", "lossy")
+    assert Plan([joined, Pack("@encoder")]).promise == "rounding"
+    assert Plan([joined, Pack("@encoder", dtype="int8")]).promise == "lossy"
 
 
 # ---------------------------------------------------------------- hash

@@ -322,7 +322,7 @@ edits:
 """
 
 EXPECTED = [
-    (2, "nmae", "unknown key 'nmae'; did you mean 'name'? (allowed: rewire, name, description, edits)"),
+    (2, "nmae", "unknown key 'nmae'; did you mean 'name'? (allowed: rewire, name, description, edits, resolved)"),
     (5, "edits[0].split.target", "empty level"),
     (
         6,
@@ -426,7 +426,7 @@ BROKEN = {
     "rewire: 1\nedits:\n\t- split: a\n": (3, "indent with spaces"),
     "rewire: 1\n--- \nrewire: 1\n": (2, "not readable as YAML"),
     "rewire: 1\nname: \x07\n": (2, "the character '\\x07' is not allowed"),
-    "- a\n- b\n": (1, 'must be a mapping with keys (rewire, name, description, edits), but is ["a", "b"]'),
+    "- a\n- b\n": (1, 'must be a mapping with keys (rewire, name, description, edits, resolved), but is ["a", "b"]'),
     "just a word\n": (1, "must be a mapping"),
     "rewire: 1\nedits: 3\n": (2, "must be a list, but is 3"),
     "rewire: 1\nedits: {a: &x [*x]}\n": (2, "too large or too deep"),
@@ -566,4 +566,5 @@ def test_the_schema_says_what_things_are_for() -> None:
         ["unfreeze"],
         ["cast"],
         ["rename"],
+        ["pack"],
     ]

@@ -13,6 +13,8 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
+import rewire
+from rewire.plan import Pack
 from rewire.proof import Proof, prove
 from rewire.tensor_rules import JoinRows, Rename, Shape, SplitRows, Step, invert, run, visible
 from test_proof_models import TEXT, build, sam_config
@@ -596,3 +598,32 @@ def test_a_mistake_in_decoding_with_a_cache_is_caught() -> None:
     assert all("from the cache" in check.name for check in proof.failures)
     assert proof.first_divergence is not None
     assert proof.first_divergence.path == "model.layers.0.self_attn.q_proj"
+
+
+# ---------------------------------------------------------------- packed encoders
+
+
+def packed_bert() -> tuple[nn.Module, nn.Module]:
+    before = lively("bert")
+    after = copy.deepcopy(before)
+    rewire.apply_(after, Pack("@encoder"))
+    return before, after
+
+
+def test_a_packed_encoder_passes_on_numbers_of_its_own() -> None:
+    before, after = packed_bert()
+    proof = prove(before, after)
+    assert proof.passed, proof.summary()
+    assert proof.max_difference > 0  # so that it was the packed forward that was looked at
+    assert vars(after.encoder)["forward"].stack.paths["recipe"] > 0
+
+
+def test_an_encoder_packed_without_its_mask_is_caught() -> None:
+    before, after = packed_bert()
+
+    def without_mask(forward: Any) -> Callable[..., Any]:
+        return lambda hidden, mask=None, *more, **others: forward(hidden, None, *more, **others)
+
+    for layer in after.encoder.layer:
+        vars(layer)["forward"] = without_mask(vars(layer)["forward"])
+    assert not prove(before, after).passed

@@ -5,11 +5,14 @@ Names are bound when they are first used, so that `import rewire` loads neither 
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rewire.adapters import carry_adapter, carry_optimizer, load_adapter
     from rewire.errors import RewireError
+    from rewire.explicit import resolve_plan
+    from rewire.fastpath import encode
     from rewire.inspection import inspect
     from rewire.live import apply_, revert_
     from rewire.loading import load, receipt
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from rewire.proof import Proof, prove
     from rewire.receipts import Receipt
     from rewire.saving import save
+    from rewire.stream import convert
+
+    __version__: str
 
 _HOME = {
     "Plan": "rewire.plan",
@@ -24,10 +30,16 @@ _HOME = {
     "Receipt": "rewire.receipts",
     "RewireError": "rewire.errors",
     "apply_": "rewire.live",
+    "carry_adapter": "rewire.adapters",
+    "carry_optimizer": "rewire.adapters",
+    "convert": "rewire.stream",
+    "encode": "rewire.fastpath",
     "inspect": "rewire.inspection",
     "load": "rewire.loading",
+    "load_adapter": "rewire.adapters",
     "prove": "rewire.proof",
     "receipt": "rewire.loading",
+    "resolve_plan": "rewire.explicit",
     "revert_": "rewire.live",
     "save": "rewire.saving",
 }
@@ -38,21 +50,31 @@ __all__ = [
     "Receipt",
     "RewireError",
     "apply_",
+    "carry_adapter",
+    "carry_optimizer",
+    "convert",
+    "encode",
     "inspect",
     "load",
+    "load_adapter",
     "prove",
     "receipt",
+    "resolve_plan",
     "revert_",
     "save",
 ]
 
-__version__ = metadata.version("rewire")
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__version__":  # looked up when asked for: that takes as long as everything else here together
+        from importlib import metadata
+
+        value: Any = metadata.version("rewire")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'rewire' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
     return value
 
 

@@ -98,7 +98,7 @@ def new_folder(destination: Path, *, overwrite: bool = False, needed_bytes: int 
         yield building
         if destination.exists():
             _keep_others(destination, building)
-        _settle(building)
+        settle(building)
         _publish(building, destination)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -144,11 +144,11 @@ def copy_side_files(old: Path, new: Path) -> None:
     """Copies what an edit leaves alone from a model folder into one that is being made."""
     for path in side_files(old):
         shutil.copy2(path, new / path.name)
-    for name in _side_folders(old):
+    for name in side_folders(old):
         shutil.copytree(old / name, new / name)
 
 
-def _side_folders(folder: Path) -> Iterator[str]:
+def side_folders(folder: Path) -> Iterator[str]:
     """Folders that belong to the model: more chat templates, and the other modules of sentence-transformers."""
     names = {"additional_chat_templates"}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no sentence-transformers model
@@ -166,8 +166,8 @@ def _keep_others(old: Path, new: Path) -> None:
             shutil.copytree(path, new / path.name, symlinks=True)
 
 
-def _settle(folder: Path) -> None:
-    """Gives the files the permissions that the umask asks for, and has them on disk."""
+def settle(folder: Path) -> None:
+    """Gives the files of a folder that is being made the permissions that the umask asks for, and has them on disk."""
     mask = os.umask(0)
     os.umask(mask)
     for path in (*folder.rglob("*"), folder):

@@ -11,6 +11,8 @@ RewireError                 base of all; never raised itself
 ├── CheckpointError         a checkpoint is damaged, incomplete, ambiguous or in a format that is not read
 ├── OutputError             the destination cannot be written (exists, not empty, disk full)
 ├── RevertError             a model cannot be brought back to its original form
+├── EncodeError             texts cannot be encoded with these settings
+├── MeasureError            something cannot be measured
 └── ProofError              a proof could not be carried out (a proof that *fails* is a result, not an error)
 ```
 
@@ -69,7 +71,14 @@ class ConsentError(RewireError):
 
 
 class CheckpointError(RewireError):
-    """A checkpoint is damaged, incomplete, ambiguous, or in a format that Rewire does not read."""
+    """A checkpoint is damaged, incomplete, ambiguous, or in a format that Rewire does not read.
+
+    Where a whole checkpoint was examined, `issues` lists every fault of it, with file and tensor.
+    """
+
+    def __init__(self, message: str, issues: tuple[Issue, ...] = ()) -> None:
+        self.issues = issues
+        super().__init__(message)
 
 
 class OutputError(RewireError):
@@ -78,6 +87,14 @@ class OutputError(RewireError):
 
 class RevertError(RewireError):
     """A model cannot be brought back to its original form."""
+
+
+class EncodeError(RewireError):
+    """Texts cannot be encoded with this model and these settings."""
+
+
+class MeasureError(RewireError):
+    """Something cannot be measured, or what was found is no measurement (not finite, too short, not comparable)."""
 
 
 class ProofError(RewireError):

@@ -470,6 +470,27 @@ def build(config: Any, *, architecture: str | None = None, meta: bool = False) -
         return AutoModel.from_config(config)  # type: ignore[no-any-return]
 
 
+def is_model_class(name: str) -> bool:
+    """Whether Transformers has a model class of this name."""
+    return isinstance(getattr(transformers, name, None), type)
+
+
+def task_architecture(config: Any, task: str | None) -> str | None:
+    """The model class for a task, as peft calls it (`SEQ_CLS`), and a configuration; None if there is none."""
+    from transformers.models.auto import modeling_auto
+
+    names = {
+        "CAUSAL_LM": "CAUSAL_LM",
+        "SEQ_2_SEQ_LM": "SEQ_TO_SEQ_CAUSAL_LM",
+        "SEQ_CLS": "SEQUENCE_CLASSIFICATION",
+        "TOKEN_CLS": "TOKEN_CLASSIFICATION",
+        "QUESTION_ANS": "QUESTION_ANSWERING",
+    }
+    mapping = getattr(modeling_auto, f"MODEL_FOR_{names.get(task or '')}_MAPPING_NAMES", {})
+    found: str | None = mapping.get(config.model_type)
+    return found
+
+
 def model_config(model_type: str, values: Mapping[str, Any]) -> Any:
     """The default configuration of a model type, with `values` set. Raises `CheckpointError` for unknown types."""
     try:
@@ -556,11 +577,61 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
         )
 
 
+def attach_adapter(model: Any, folder: Path, name: str, *, trainable: bool = False) -> None:
+    """Puts the adapter in `folder` into a model under `name`. Raises `CheckpointError` where it does not fit."""
+    from peft import PeftConfig, inject_adapter_in_model
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    try:
+        with peft_as_named():
+            inject_adapter_in_model(config, model, name)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not fit the model: {error}") from error
+    if hasattr(model, "add_adapter"):
+        model.__dict__["_hf_peft_config_loaded"] = True
+    load_adapter(model, folder, name)
+
+
+def names_of_stacked_experts(model: nn.Module) -> frozenset[str]:
+    """The names that peft takes for parts of stacked experts in a model of this type, whatever they are."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    patterns: dict[str, str] = vars(conversion)["_MODEL_TO_CONVERSION_PATTERN"]
+    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(patterns.get(model_type, ""), ()))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises `CheckpointError` for a damaged one."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or cut off: {error}") from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors, each a copy of its own."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the safetensors files of a model folder, adapters left out."""
     from safetensors.torch import load_file
 
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def decayed_parameters(model: nn.Module) -> frozenset[str]:
+    """The parameters to which `Trainer` applies weight decay; the others are in a group of their own."""
+    from transformers import Trainer
+
+    ask: Any = Trainer.get_decay_parameter_names  # asks nothing of the trainer itself
+    return frozenset(ask(None, model))
 
 
 # --- For the command line ---------------------------------------------------------------------------------
@@ -608,6 +679,16 @@ def build_saved(source: str | os.PathLike[str]) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
+def tokenizer_of(source: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a model folder or of a model on the Hub. Raises `CheckpointError` where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(f"{source} has no tokenizer that can be loaded: {error}") from error
+
+
 def side_folder(source: str | os.PathLike[str]) -> Path:
     """The folder with the tokenizer and other side files of a model; for one on the Hub, of a local copy."""
     if Path(source).is_dir():
@@ -618,3 +699,63 @@ def side_folder(source: str | os.PathLike[str]) -> Path:
 
 
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf"]
+
+
+# --- Generating text --------------------------------------------------------------------------------------
+
+
+def takes_static_cache(model: Any) -> bool:
+    """Whether the model can keep its keys and values in tensors of fixed size, which `torch.compile` needs."""
+    return bool(getattr(model, "_can_compile_fullgraph", False))
+
+
+def static_cache(model: Any, length: int) -> Any:
+    """An empty cache for texts of up to `length` tokens."""
+    from transformers import StaticCache
+
+    return StaticCache(model.config, max_cache_len=length)
+
+
+def generate_greedily(model: Any, ids: Tensor, tokens: int, cache: str | None = None) -> Tensor:
+    """`ids` `[batch, length]` and exactly `tokens` more, always the likeliest; `cache` as `generate` names its kinds."""
+    how: dict[str, Any] = {"do_sample": False, "num_beams": 1, "pad_token_id": 0, "disable_compile": True}
+    how |= {"max_new_tokens": tokens, "min_new_tokens": tokens, "cache_implementation": cache}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **how)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """What Transformers keeps of one layer between tokens.
+
+    Attributes:
+        kind: `attention` (keys and values), `indexed` (one more key to choose positions by), `none`, or `other` (states
+            of linear attention and the like).
+        window: how many positions are seen; None for all.
+        name: its class.
+    """
+
+    kind: str
+    window: int | None
+    name: str
+
+
+def cache_layers(config: Any, length: int | None = None) -> tuple[CacheLayer, ...]:
+    """The layers of an empty cache for a model of this configuration; static, with `length` positions, where given."""
+    from transformers import DynamicCache, StaticCache
+
+    cache: Any = DynamicCache(config=config) if length is None else StaticCache(config, max_cache_len=length)
+    return tuple(_cache_layer(layer) for layer in cache.layers)
+
+
+def _cache_layer(layer: Any) -> CacheLayer:
+    from transformers import cache_utils as kinds
+
+    window = None
+    if isinstance(layer, kinds.DynamicSlidingWindowLayer):
+        window = int(layer.sliding_window)
+    elif isinstance(layer, kinds.StaticSlidingWindowLayer):
+        window = int(layer.max_cache_len)
+    plain = (kinds.DynamicLayer, kinds.DynamicSlidingWindowLayer, kinds.StaticLayer, kinds.StaticSlidingWindowLayer)
+    names: dict[type, str] = {**dict.fromkeys(plain, "attention"), kinds.DummyLayer: "none"}
+    names |= dict.fromkeys((kinds.DynamicIndexedLayer, kinds.StaticIndexedLayer), "indexed")
+    return CacheLayer(names.get(type(layer), "other"), window, type(layer).__name__)

@@ -79,9 +79,19 @@ def apply_(
     resolution = resolve(model, plan, allow_code=allow_code)
     before = Counts.of(model)
     done, tensors = carry_out(model, resolution.changes, hashes=hashes, progress=progress)
-    receipt = make_receipt("apply", model, resolution, before, tensors, time.perf_counter() - start)
+    receipt = make_receipt("apply", model, noted(resolution, done), before, tensors, time.perf_counter() - start)
     remember(model, Edited(plan, receipt, done))
     return receipt
+
+
+def noted(resolution: Resolution, done: Sequence[Done]) -> Resolution:
+    """`resolution` with what its changes found out when they were carried out, in the details of the decisions."""
+    notes = iter([getattr(one.undo, "note", "") for one in done])
+    decisions = [
+        replace(d, detail=f"{d.detail}; {note}") if d.outcome == "changed" and (note := next(notes, "")) else d
+        for d in resolution.decisions
+    ]
+    return replace(resolution, decisions=tuple(decisions))
 
 
 def remember(model: nn.Module, state: Edited) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from rewire import hf_seam
-from rewire.artefact import ADAPTERS, Record, is_weights, read_record
+from rewire.artefact import ADAPTERS, Record, read_record
+from rewire.checkpoint import check_format
 from rewire.errors import CheckpointError, RewireError
-from rewire.live import apply_, carry_out, facts, hashed, make_receipt, names_after, names_before, remember
+from rewire.live import apply_, carry_out, facts, hashed, make_receipt, names_after, names_before, noted, remember
 from rewire.plan import Edit, Plan
 from rewire.receipts import Counts, Done, Edited, Progress, TensorChange, TensorFact
 from rewire.resolve import Resolution, resolve
@@ -58,7 +59,7 @@ def load(
     """
     folder = Path(source)
     record = read_record(folder) if folder.is_dir() else None
-    _check_format(folder)
+    check_format(folder)
     plan = _plan(plan, record)
     adapters = record.adapters if record is not None and plan == Plan.from_dict(record.plan) else ()
     start = time.perf_counter()
@@ -85,7 +86,7 @@ def _plan(plan: Plan | Edit | None, record: Record | None) -> Plan:
     if record is not None:
         recorded = Plan.from_dict(record.plan)
         given = plan if isinstance(plan, Plan) or plan is None else Plan([plan])
-        if given is None or given.hash == recorded.hash:
+        if given is None or given.hash in _hashes(recorded):
             return recorded
         if record.adapters and given.edits:
             raise CheckpointError(
@@ -101,6 +102,12 @@ def _plan(plan: Plan | Edit | None, record: Record | None) -> Plan:
     if plan is None:
         return Plan([])
     return plan if isinstance(plan, Plan) else Plan([plan])
+
+
+def _hashes(plan: Plan) -> set[str]:
+    """The hashes that a recorded plan goes by: its own, and that of the plan which it was resolved from."""
+    origin = plan.resolved.plan if plan.resolved is not None else None
+    return {plan.hash} if origin is None else {plan.hash, origin}
 
 
 class _Job:
@@ -167,8 +174,10 @@ def _finish(model: hf_seam.PreTrainedModel, job: _Job, start: float, hashes: boo
     before = _counts_before(loaded, early)
     later, tensors = carry_out(model, job.later, hashes=hashes, progress=progress)
     seconds = time.perf_counter() - start
-    receipt = make_receipt("load", model, job.resolution, before, early + tensors, seconds, None if later else loaded)
-    remember(model, Edited(job.plan, receipt, [*job.done, *later]))
+    done = [*job.done, *later]
+    resolution = noted(job.resolution, done)
+    receipt = make_receipt("load", model, resolution, before, early + tensors, seconds, None if later else loaded)
+    remember(model, Edited(job.plan, receipt, done))
     if hashes:
         hashed(model)
 
@@ -189,17 +198,6 @@ def _elements(fact: TensorFact) -> int:
 def _bytes(fact: TensorFact) -> int:
     itemsize: int = getattr(torch, fact.dtype).itemsize
     return _elements(fact) * itemsize
-
-
-def _check_format(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    names = [path.name for path in folder.iterdir() if is_weights(path.name)]
-    if names and not any(name.endswith(".safetensors") for name in names):
-        raise CheckpointError(
-            f"{folder} holds no safetensors ({', '.join(sorted(names)[:3])}); pickled weights can run code when they "
-            "are read, so Rewire does not. Where you trust them: AutoModel.from_pretrained(folder).save_pretrained(…)"
-        )
 
 
 def _check_report(source: object, report: hf_seam.LoadReport, allow: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ MAX_VALUES = 3_000_000  # rows times positions
 _SEED = 20_240_229
 _HEAD = 8  # size of a small head: even, for rotary positions, and more than the rows of one part in a pattern
 _TOKENS = 6
+_SAMPLES = 4_000  # of sound: a dozen frames
 _VOCABULARY = 64
 _DRAWS = 4  # how often everything is drawn anew
 _VIEWS = 6  # output positions that are looked at
@@ -63,7 +64,7 @@ def probe_rows(model: nn.Module, path: str, owner: str, rows: int) -> Probed | s
     The model itself is not run and no value of it is touched; it may be on `meta`.
     """
     reasons: list[str] = []
-    for host, inside in _hosts(model, owner):
+    for host, inside in hosts(model, owner):
         found = _probe_once(_Question(host, inside, path.removeprefix(f"{owner}."), rows))
         if isinstance(found, Probed):
             return found
@@ -122,7 +123,7 @@ def _alike(owner: nn.Module, leaf: str) -> tuple[Any, ...]:
 def _probe_once(question: _Question) -> Probed | str:
     end = time.monotonic() + MAX_SECONDS
     reason = ""
-    for attempt in _ATTEMPTS:
+    for attempt in ATTEMPTS:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
                 bench = _Bench(_tiny_copy(question, attempt), question, end)
@@ -139,7 +140,7 @@ class _Unclear(Exception):
     """The probe ran and cannot tell."""
 
 
-def _hosts(model: nn.Module, owner: str) -> Iterator[tuple[nn.Module, str]]:
+def hosts(model: nn.Module, owner: str) -> Iterator[tuple[nn.Module, str]]:
     """The models around `owner` that can be built from their configuration, nearest first; its path in each."""
     parts = owner.split(".")
     for depth in range(len(parts) - 1, -1, -1):
@@ -152,7 +153,7 @@ def _hosts(model: nn.Module, owner: str) -> Iterator[tuple[nn.Module, str]]:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """One way to make the copy. `attention`: its implementation, where not the model's own."""
 
     shrink: Callable[[Any, int, int], None]
@@ -160,13 +161,27 @@ class _Attempt:
     attention: str | None = None
 
 
-def _tiny_copy(question: _Question, attempt: _Attempt) -> nn.Module:
+def _tiny_copy(question: _Question, attempt: Attempt) -> nn.Module:
     host: Any = question.host()
-    config = copy.deepcopy(host.config)
     # As many layers as it takes to have one of this kind: they may alternate.
     layers = max([2, *(int(number) + 1 for number in re.findall(r"\d+", question.first()))])
+    return tiny_copy(host, min(layers, 8), question.width, attempt)
+
+
+def tiny_copy(host: Any, layers: int, width: int, attempt: Attempt) -> nn.Module:
+    """A small model of the class of `host`, with strong random weights, after its configuration.
+
+    Args:
+        host: a model with a configuration; it is not run.
+        layers: how many layers the copy has at most.
+        width: the width of its hidden states, which a small copy's follow.
+        attempt: how it is made small.
+
+    Raises `ValueError` where it stays large, and whatever the model's own code raises.
+    """
+    config = copy.deepcopy(host.config)
     for part in _parts(config):
-        attempt.shrink(part, min(layers, 8), question.width)
+        attempt.shrink(part, layers, width)
     if attempt.attention is not None:
         config._attn_implementation = attempt.attention
     with torch.device("meta"):
@@ -200,6 +215,7 @@ _LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"num_experts_per_tok|moe_top_?k|top_k"), 2),
     (re.compile(r"n_group|topk_group"), 1),
     (re.compile(r"num_frames"), 2),
+    (re.compile(r"max_source_positions"), 32),
     (re.compile(r"\w+_token_(id|index)"), 1),
 )
 
@@ -257,13 +273,13 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_ATTEMPTS = (
-    _Attempt(_small_heads, torch.float64),
-    _Attempt(_small_heads, torch.float64, "eager"),
-    _Attempt(_small_heads, torch.float32, "eager"),
-    _Attempt(_few_layers, torch.float64),
-    _Attempt(_few_layers, torch.float64, "eager"),
-    _Attempt(_few_layers, torch.float32, "eager"),
+ATTEMPTS = (
+    Attempt(_small_heads, torch.float64),
+    Attempt(_small_heads, torch.float64, "eager"),
+    Attempt(_small_heads, torch.float32, "eager"),
+    Attempt(_few_layers, torch.float64),
+    Attempt(_few_layers, torch.float64, "eager"),
+    Attempt(_few_layers, torch.float32, "eager"),
 )
 
 
@@ -280,7 +296,7 @@ class _Bench:
     def __init__(self, tiny: nn.Module, question: _Question, end: float) -> None:
         self.tiny, self.end = tiny, end
         self.generator = torch.Generator().manual_seed(_SEED)
-        self.inputs = _inputs(tiny)
+        self.inputs = example_inputs(tiny)
         self.given: Tensor | None = None
         self.read: list[Tensor] = []
         self.seen: list[Tensor] = []
@@ -371,8 +387,11 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 # ---------------------------------------------------------------- inputs
 
 
-def _inputs(tiny: nn.Module) -> dict[str, Tensor]:
-    """Something that the small copy can be called with: its main input, and whatever else it demands."""
+def example_inputs(tiny: nn.Module, tokens: int = _TOKENS) -> dict[str, Tensor]:
+    """Something that a model can be called with: its main input, and whatever else it demands.
+
+    `tokens` is the length of a text. Raises `ValueError` where it wants something that is not known.
+    """
     config: Any = tiny.config
     wanted = inspect.signature(tiny.forward).parameters
     names = [name for name, parameter in wanted.items() if _is_required(parameter)]
@@ -382,7 +401,7 @@ def _inputs(tiny: nn.Module) -> dict[str, Tensor]:
     dtype = next(tiny.parameters()).dtype
     if any(name.endswith("grid_thw") for name in names):
         return _packed_patches(config, names, dtype)
-    return {name: _input(name, config, dtype) for name in dict.fromkeys(names) if name in wanted}
+    return {name: _input(name, config, dtype, tokens) for name in dict.fromkeys(names) if name in wanted}
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
@@ -390,18 +409,25 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return named and parameter.default is parameter.empty
 
 
-def _input(name: str, config: Any, dtype: torch.dtype) -> Tensor:
+def _input(name: str, config: Any, dtype: torch.dtype, tokens: int) -> Tensor:
     generator = torch.Generator().manual_seed(_SEED)
     if name.endswith("input_ids"):
-        return torch.arange(2, 2 + _TOKENS)[None] % getattr(config, "vocab_size", _VOCABULARY)
+        return torch.arange(2, 2 + tokens)[None] % getattr(config, "vocab_size", _VOCABULARY)
     if name == "pixel_values":
         size = _first(config, "image_size", "input_size")
         height, width = size if isinstance(size, list | tuple) else (size, size)
         frames = [config.num_frames] if hasattr(config, "num_frames") else []
         shape = (1, *frames, _channels(config), height, width)
         return torch.randn(shape, generator=generator, dtype=dtype)
+    if name == "input_values" and not hasattr(config, "num_mel_bins"):
+        return torch.randn((1, _SAMPLES), generator=generator, dtype=dtype)
+    if name in ("input_values", "input_features"):
+        length = 2 * getattr(config, "max_source_positions", _SAMPLES // 40)
+        shape = (1, getattr(config, "max_length", length), config.num_mel_bins)
+        wave = torch.randn(shape, generator=generator, dtype=dtype)
+        return wave.mT if hasattr(config, "max_source_positions") and name == "input_features" else wave
     if name in ("inputs_embeds", "hidden_states"):
-        return torch.randn((1, _TOKENS, _first(config, *_HIDDEN)), generator=generator, dtype=dtype)
+        return torch.randn((1, tokens, _first(config, *_HIDDEN)), generator=generator, dtype=dtype)
     raise ValueError(f"it wants {name}")
 
 

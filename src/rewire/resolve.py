@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rewire import experts, families, hf_seam
+from rewire import encoders, experts, families, hf_seam
 from rewire.edits import HANDLERS, Match, Refusal, Scene
 from rewire.errors import NoMatchError, RefusedError
 from rewire.module_tree import skeleton
@@ -153,7 +153,10 @@ def _modules(model: nn.Module) -> Iterator[Match]:
 
 def _structural(edit: Edit, target: Target, scene: Scene) -> set[str]:
     """The places that detection finds for `@attention` and the like."""
-    places = _experts(edit, scene) if target.structural == "experts" else _projections(edit, target, scene)
+    if target.structural == "encoder":
+        places = {stack.path for stack in encoders.packable(scene.model)}
+    else:
+        places = _experts(edit, scene) if target.structural == "experts" else _projections(edit, target, scene)
     return set(filter(target.path_matches, places))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class Change:
         detail: what becomes of it, for people.
         rule: tensor steps over full tensor names, one set for every name that a shared module has.
         surgeon: carries it out.
+        settings: what the edit left open, as it was settled here: keys of the edit's record.
     """
 
     edit: int
@@ -100,6 +101,7 @@ class Change:
     detail: str
     rule: Rule
     surgeon: Surgeon
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

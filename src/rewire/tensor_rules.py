@@ -542,7 +542,7 @@ def run(steps: Iterable[Step], tensors: Mapping[str, Array], xp: Any) -> dict[st
     """
     current = dict(tensors)
     for step in steps:
-        _check_names(step, current)
+        check_names(step, current)
         step.apply(current, xp)
     return current
 
@@ -551,7 +551,7 @@ def run_shapes(steps: Iterable[Step], shapes: Mapping[str, Shape]) -> dict[str, 
     """As `run`, on shapes alone; side tensors are left out."""
     current = dict(shapes)
     for step in steps:
-        _check_names(step, current)
+        check_names(step, current)
         inputs = [current.pop(name) for name in step.inputs]
         current.update(zip(step.outputs, step.shapes(*inputs), strict=True))
     return current
@@ -641,7 +641,8 @@ def from_record(record: Mapping[str, Any]) -> Step:
         raise RuleError(f"not a step: {record!r} ({error})") from error
 
 
-def _check_names(step: Step, tensors: Mapping[str, Any]) -> None:
+def check_names(step: Step, tensors: Mapping[str, Any]) -> None:
+    """Raises `RuleError` if `step` takes a tensor that is not in `tensors` or gives one that is."""
     missing = [name for name in step.inputs if name not in tensors]
     if missing:
         raise RuleError(f"{step.kind}: no tensor named {', '.join(missing)}")

@@ -27,6 +27,9 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Write a plan of every edit found possible."),
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Find out which encoders can run without padding, and why others cannot.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -44,7 +47,7 @@ def inspect(
     source.check()
     with screen.models():
         with screen.doing(f"looking at {model}"):
-            found = rewire.inspect(source.skeleton())
+            found = rewire.inspect(source.skeleton(), pack=pack)
         if write_plan is not None:
             _write(found.plan, write_plan)
         screen.show(found)

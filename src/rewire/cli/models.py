@@ -39,6 +39,7 @@ class Source:
     dtype: str = "auto"
     allow: tuple[str, ...] = ()
     allow_code: bool = False
+    task: str | None = None
 
     @property
     def is_config(self) -> bool:
@@ -105,11 +106,20 @@ class Source:
         with _building(self.text):
             config = configuration(self.text.removeprefix(CONFIG), self.values)
             torch.manual_seed(self.seed)
-            model = hf_seam.build(config, meta=meta)
+            model = hf_seam.build(config, architecture=self._architecture(config), meta=meta)
         model.eval()
         if self.dtype != "auto":
             model.to(getattr(torch, self.dtype))
         return model
+
+    def _architecture(self, config: Any) -> str | None:
+        """The class with the head for the task; None for the model without a head."""
+        from rewire import hf_seam
+
+        found = hf_seam.task_architecture(config, self.task)
+        if self.task is not None and found is None:
+            raise CheckpointError(f"{self.text} has no class for the task {self.task}")
+        return found
 
 
 def _check_folder(path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and out of how much."""
+"""Called with what is being done, how much of it is done, and out of how much (0: nobody knows)."""
 
 PIPE_WIDTH = 120
 """Columns when the output is no terminal."""
@@ -38,6 +38,16 @@ class Screen:
         if self.as_json:
             sys.stdout.write(json.dumps(data(), indent=1, ensure_ascii=False) + "\n")
 
+    def listing(self, data: Callable[[], dict[str, Any]], name: str, items: Iterable[Any] | None) -> None:
+        """As `result`, with one more key whose many items are written one at a time; None: without that key."""
+        if items is None or not self.as_json:
+            self.result(data)
+            return
+        sys.stdout.write(json.dumps(data(), indent=1, ensure_ascii=False).removesuffix("\n}") + f',\n "{name}": [')
+        for number, item in enumerate(items):
+            sys.stdout.write(",\n  " * bool(number) + json.dumps(item, ensure_ascii=False))
+        sys.stdout.write("]\n}\n")
+
     @contextmanager
     def doing(self, what: str) -> Iterator[Progress]:
         """Shows on a terminal that something takes time; gives what to call as it advances."""
@@ -48,6 +58,17 @@ class Screen:
             yield _ignore
             return
         with _bar(console, what) as advance:
+            yield advance
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[Progress | None]:
+        """As `doing`, for bytes: with rate and time left. Gives None where nobody sees it."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+
+        with _byte_bar(Console(stderr=True), what) as advance:
             yield advance
 
     @contextmanager
@@ -91,6 +112,22 @@ def _bar(console: Console, what: str) -> Iterator[Progress]:
         task = bars.add_task(what, total=None)
 
         def advance(text: str, done: int, total: int) -> None:
-            bars.update(task, description=f"{what} · {done} of {total} · {text}", completed=done, total=total)
+            share = f"{done:,} of {total:,}" if total else f"{done:,}"
+            bars.update(task, description=f"{what} · {share} · {text}", completed=done, total=total or None)
+
+        yield advance
+
+
+@contextmanager
+def _byte_bar(console: Console, what: str) -> Iterator[Progress]:
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn()
+    with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+
+        def advance(text: str, done: int, total: int) -> None:
+            bars.update(task, description=f"{what} · {text}", completed=done, total=total or None)
 
         yield advance

@@ -19,7 +19,7 @@ import rewire
 from rewire import hf_seam
 from rewire.demo.checkpoints import compare
 from rewire.demo.screen import Screen
-from rewire.demo.sentences import real_sentences
+from rewire.measure.texts import real_sentences
 from rewire.plan import Join
 from rewire.proof import cases_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rewire import plan
-from rewire.edits import cast, flags, join, lora, rename, replace, split, stack, unstack
+from rewire.edits import cast, flags, join, lora, pack, rename, replace, split, stack, unstack
 from rewire.edits.base import Handler, Match, Refusal, Scene
 
 HANDLERS: Mapping[type, Handler] = {
@@ -19,6 +19,7 @@ HANDLERS: Mapping[type, Handler] = {
     plan.Unfreeze: flags.decide,
     plan.Cast: cast.decide,
     plan.Rename: rename.decide,
+    plan.Pack: pack.decide,
 }
 
 __all__ = ["HANDLERS", "Handler", "Match", "Refusal", "Scene"]

@@ -128,17 +128,20 @@ def swap_change(
     *,
     alias_of: Mapping[str, str] | None = None,
     twins: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Change:
     """A change by a swap; the other names of a shared module get the same rule in the record.
 
     `alias_of` maps further module paths to those in the swap's placements; `twins` are modules of their own that
-    hold the same tensors.
+    hold the same tensors. `settings` are those that the edit left open.
     """
     swap = replace(swap, aliases=alias_of or {}, twins=Twins(match.path, tuple(twins), match.aliases))
     if twins:
         detail = f"{detail}; and so in {', '.join(twins)}, which holds the same tensors"
     again = [aliased(swap.rule, match.path, alias) for alias in (*match.aliases, *twins)]
-    return Change(number, kind, match.path, detail, (*swap.rule, *(s for rule in again for s in rule)), swap)
+    return Change(
+        number, kind, match.path, detail, (*swap.rule, *(s for rule in again for s in rule)), swap, settings or {}
+    )
 
 
 def twins_of(outcome: Outcome) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def _decide(edit: Join, number: int, match: Match, scene: Scene) -> Outcome:
     swap = Swap(_rule(match.path, name, edit.parts, facts), _build(match.path, name, tuple(edit.parts), facts))
     detail = f"{', '.join(f'{p} {s}' for p, s in zip(edit.parts, sizes, strict=True))} → {name} {sum(sizes)}"
     # A shared parent is one module: its children are in place under every name it has.
-    return swap_change(number, "join", match, detail, swap, twins=twins)
+    return swap_change(number, "join", match, detail, swap, twins=twins, settings={"name": name})
 
 
 def _rule(path: str, name: str, parts: Sequence[str], facts: Sequence[linears.LinearFacts]) -> Rule:

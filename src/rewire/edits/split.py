@@ -71,7 +71,9 @@ def _decide(edit: Split, number: int, match: Match, scene: Scene, known: _Known)
     detail = f"{linear.out_features} rows → {rows} ({fused.layout}{', transposed' * linear.transposed})"
     aliases = dict.fromkeys(match.aliases, match.path)
     swap = Swap(_rule(match.path, fused, linear), _build(match.path, fused, linear))
-    return swap_change(number, "split", match, detail, swap, alias_of=aliases, twins=twins)
+    found = {"into": fused.names, "layout": fused.layout, "sizes": fused.sizes}
+    settings = found | ({"groups": fused.groups} if fused.groups > 1 else {})
+    return swap_change(number, "split", match, detail, swap, alias_of=aliases, twins=twins, settings=settings)
 
 
 def _row_tensors(module: nn.Module, linear: linears.LinearFacts) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from rewire import experts, families, linears
+from rewire.inspection.packing import encoder_reports
 from rewire.inspection.patterns import patterns, skeleton
 from rewire.inspection.record import Family, Inspection
 from rewire.inspection.tree import class_name, tree
@@ -19,10 +20,11 @@ from rewire.resolve import resolve
 from rewire.targets import Target
 
 
-def inspect(model: nn.Module) -> Inspection:
+def inspect(model: nn.Module, *, pack: bool = False) -> Inspection:
     """Finds where `model` keeps its projections and what a plan could do with them; changes nothing.
 
-    Only names, shapes and the configuration are looked at, so a model on meta of any size will do.
+    Only names, shapes and the configuration are looked at, so a model on meta of any size will do. With `pack` it is
+    also found out which encoders can run without padding, on a small copy of the model, which takes seconds.
 
     >>> attention = nn.Module()
     >>> for name in ("q_proj", "k_proj", "v_proj"):
@@ -44,6 +46,7 @@ def inspect(model: nn.Module) -> Inspection:
         families=tuple(_families(found, paths)),
         plan_hash=state.receipt.plan_hash if state else None,
         tree=tree(model, _notes(found)),
+        encoders=encoder_reports(model) if pack else None,
     )
 
 

@@ -84,6 +84,25 @@ class Node:
 
 
 @dataclass(frozen=True)
+class EncoderReport:
+    """A stack of layers with attention, and whether `Pack` can run it without padding.
+
+    Attributes:
+        path: a target for `Pack`.
+        module: class of the layers.
+        count: how many there are; 0 where they were not looked at one by one.
+        how: how they would run packed; None if they cannot.
+        refusal: why they cannot; None if they can.
+    """
+
+    path: str
+    module: str
+    count: int
+    how: str | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A model seen from outside.
 
@@ -95,6 +114,7 @@ class Inspection:
         families: the projections found, with what may be done to them.
         plan_hash: hash of the plan that the model was edited by; None for an untouched one.
         tree: the modules.
+        encoders: what could be packed and what not; None where that was not asked.
     """
 
     model: str
@@ -104,6 +124,7 @@ class Inspection:
     families: tuple[Family, ...]
     plan_hash: str | None = None
     tree: Node = field(repr=False, default_factory=lambda: Node((), "", 0))
+    encoders: tuple[EncoderReport, ...] | None = None
 
     @property
     def plan(self) -> Plan | None:

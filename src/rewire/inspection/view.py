@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from rewire.inspection.find import note
 from rewire.inspection.patterns import runs
-from rewire.inspection.record import Family, Inspection, Node
+from rewire.inspection.record import EncoderReport, Family, Inspection, Node
 
 _LONGEST = 32  # characters of the sizes of a module
 _MOST_RUNS = 6  # runs of layer numbers
@@ -23,6 +23,8 @@ def view(found: Inspection) -> RenderableType:
     """Counts, the tree, the families, and a plan that would edit them."""
     parts: list[RenderableType] = [_title(found), Text(), _tree(found.tree), Text()]
     parts += [_heading("Projections found"), *_families(found.families)]
+    if found.encoders is not None:
+        parts += [Text(), _heading("Encoders"), *_encoders(found.encoders)]
     plan = found.plan
     if plan is not None:
         heading = Text.assemble(_heading("A plan that would edit them"), ("  (take what you need)", "dim"))
@@ -114,6 +116,18 @@ def _families(found: tuple[Family, ...]) -> Iterator[RenderableType]:
     for family in found:
         yield _target(family)
         yield Padding(_facts(family), (0, 0, 0, 4), expand=False)
+
+
+def _encoders(found: tuple[EncoderReport, ...]) -> Iterator[RenderableType]:
+    if not found:
+        yield Text("  none: no list of layers with attention in them", style="dim")
+    for one in found:
+        mark, colour = ("✗", "red") if one.refusal else ("✓", "green")
+        text = Text.assemble((f"  {mark} ", colour), (one.path, "bold"))
+        yield text.append(f" × {one.count}" if one.count > 1 else "")
+        said = f"cannot be packed: {one.module}: {one.refusal}" if one.refusal else f"can be packed: {one.how}"
+        said = said.replace(f"{one.module}: {one.module}: ", f"{one.module}: ")
+        yield Padding(Text(said, style=colour), (0, 0, 0, 4), expand=False)
 
 
 def _target(family: Family) -> Text:

@@ -61,7 +61,7 @@ class StackedPart(nn.Module):
         return int(self._whole(self.weight_name).shape[1])
 
     def _whole(self, name: str) -> Any:
-        return self.holder._parameters[name]
+        return getattr(self.holder, name)  # not its `_parameters`: an adapter on the parameter must count
 
     def _slice(self, name: str) -> Tensor:
         """A view that says of itself what the whole says: loaders mark tensors that hold values already."""

@@ -24,6 +24,7 @@ from rewire.plan.edits import (
     Freeze,
     Join,
     Lora,
+    Pack,
     Promise,
     Rename,
     Replace,
@@ -35,6 +36,7 @@ from rewire.plan.edits import (
 from rewire.plan.fields import Dtype, Layout, TensorLayout, import_path_of
 from rewire.plan.plan import VERSION, Plan, check, json_schema
 from rewire.plan.record import Record
+from rewire.plan.resolved import Resolved
 from rewire.plan.rules import (
     TENSOR_RULES,
     CastTensor,
@@ -61,6 +63,8 @@ __all__ = [
     "Unfreeze",
     "Cast",
     "Rename",
+    "Pack",
+    "Resolved",
     "TensorRule",
     "SplitTensor",
     "JoinTensor",

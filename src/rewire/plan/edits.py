@@ -26,6 +26,8 @@ from rewire.plan.fields import (
     LayoutName,
     Leaf,
     OneTarget,
+    PackedDtype,
+    PaddingValues,
     Parts,
     Sequenced,
     Targets,
@@ -251,7 +253,7 @@ class Lora(Edit):
     def _given(self) -> dict[str, Any]:
         """The options stand beside the fields."""
         given = super()._given()
-        options = thaw(given.pop("options"))
+        options = thaw(given.pop("options", {}))
         return {**given, **options}
 
 
@@ -305,4 +307,35 @@ class Rename(Edit):
     to: Leaf
 
 
-EDITS: tuple[type[Edit], ...] = (Split, Join, Unstack, Stack, Replace, Lora, Freeze, Unfreeze, Cast, Rename)
+class _ByDtype:
+    """The promise of `Pack`: on the class what it promises in float32, on a record what its dtype allows."""
+
+    def __get__(self, edit: Pack | None, owner: type[Pack]) -> Promise:
+        return "rounding" if edit is None or edit.dtype is None else "lossy"
+
+
+@record
+class Pack(Edit):
+    """Run an encoder on its real tokens alone: padding is left out before its first layer and put back after the last.
+
+    `target` is a list of encoder layers, or the module that calls them; `@encoder` finds them all. The modules and
+    their tensors stay what they are.
+
+    - `dtype`: `bfloat16` or `int8` for the operands of products; by default they keep their type
+    - `padding`: what padded positions of the output hold, `zeros` or the `original`'s values; for the latter, batches
+      with padding run untouched
+    - `prepare`: whether a second copy of the weights is kept in memory, ready for faster products
+
+    >>> Pack("@encoder").promise, Pack("@encoder", dtype="int8").promise
+    ('rounding', 'lossy')
+    """
+
+    kind: ClassVar[str] = "pack"
+    promise: ClassVar[Any] = _ByDtype()
+    target: OneTarget
+    dtype: PackedDtype | None = None
+    padding: PaddingValues = "zeros"
+    prepare: Flag = True
+
+
+EDITS: tuple[type[Edit], ...] = (Split, Join, Unstack, Stack, Replace, Lora, Freeze, Unfreeze, Cast, Rename, Pack)

@@ -143,6 +143,8 @@ def _one_of(choices: Sequence[str], value: object) -> str:
 Layout: TypeAlias = Literal["auto", "stacked", "per_head", "grouped", "interleaved"]
 TensorLayout: TypeAlias = Literal["stacked", "per_head", "grouped", "interleaved"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16", "float64"]
+ProductDtype: TypeAlias = Literal["bfloat16", "int8"]
+Padding: TypeAlias = Literal["zeros", "original"]
 
 
 def _plain(check: Callable[[Any], Any], **schema: Any) -> tuple[Any, Any]:
@@ -179,6 +181,8 @@ ImportPath = Annotated[str | type[Any], *_plain(_import_path, type="string", pat
 LayoutName = Annotated[Layout, *_choice(Layout)]
 TensorLayoutName = Annotated[TensorLayout, *_choice(TensorLayout)]
 DtypeName = Annotated[Dtype, *_choice(Dtype)]
+PackedDtype = Annotated[ProductDtype, *_choice(ProductDtype)]
+PaddingValues = Annotated[Padding, *_choice(Padding)]
 
 
 def _several(items: dict[str, Any], *checks: Callable[[Any], Any], unique: bool) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -17,8 +17,9 @@ from rewire.plan import text as files
 from rewire.plan.data import canonical
 from rewire.plan.edits import EDITS, PROMISES, Edit, Promise
 from rewire.plan.fields import Sequenced, Text
-from rewire.plan.messages import Problem, explain, show, where
+from rewire.plan.messages import Place, Problem, explain, show, where
 from rewire.plan.record import Keyed, keys_below
+from rewire.plan.resolved import Resolved
 
 VERSION = 1
 
@@ -46,14 +47,22 @@ class Plan:
     edits: tuple[Edit, ...]
     name: str | None = None
     description: str | None = None
+    resolved: Resolved | None = None
 
-    def __init__(self, edits: Iterable[Edit], name: str | None = None, description: str | None = None) -> None:
+    def __init__(
+        self,
+        edits: Iterable[Edit],
+        name: str | None = None,
+        description: str | None = None,
+        resolved: Resolved | None = None,
+    ) -> None:
+        words = {"name": name, "description": description}
         try:
-            file = _File(rewire=VERSION, name=name, description=description, edits=_only_edits(edits))
+            file = _File(rewire=VERSION, **words, edits=_only_edits(edits), resolved=resolved)
         except ValidationError as error:
             problems = explain(error, _keys)
             raise _not_valid(None, [_issue(one, files.Document(None), None) for one in problems]) from None
-        for key in ("edits", "name", "description"):
+        for key in ("edits", "name", "description", "resolved"):
             object.__setattr__(self, key, getattr(file, key))
 
     def __len__(self) -> int:
@@ -69,7 +78,7 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of the edits, whatever they were written in; name and description do not count.
+        """SHA-256 (hex) of the edits, whatever they were written in; nothing else counts.
 
         >>> from rewire.plan import Cast
         >>> one, other = Plan([Cast("a", "float16")]), Plan.from_yaml("rewire: 1\\nname: x\\nedits: []")
@@ -83,7 +92,8 @@ class Plan:
         """The plan as plain data, as it stands in a file; defaults are left out."""
         words = {"name": self.name, "description": self.description}
         said = {key: value for key, value in words.items() if value is not None}
-        return {"rewire": VERSION, **said, "edits": [edit.to_dict() for edit in self.edits]}
+        resolved = self.resolved.to_dict() if self.resolved is not None else {}
+        return {"rewire": VERSION, **said, "edits": [edit.to_dict() for edit in self.edits], **resolved}
 
     def to_yaml(self) -> str:
         """The plan as the text of a YAML file."""
@@ -167,6 +177,7 @@ class _File(BaseModel):
     name: Text | None = None
     description: Text | None = None
     edits: Annotated[tuple[Annotated[Edit, Keyed(*EDITS)], ...], Sequenced]
+    resolved: Resolved | None = None
 
 
 def _only_edits(edits: Iterable[object]) -> tuple[Edit, ...]:
@@ -220,10 +231,15 @@ def _validate(document: files.Document, file: str | None) -> tuple[Plan | None, 
     if problems or found is None:
         issues = [_issue(problem, document, file) for problem in problems]
         return None, sorted(issues, key=lambda issue: (issue.line or 0, issue.where))
-    return Plan(found.edits, found.name, found.description), []
+    return Plan(found.edits, found.name, found.description, found.resolved), []
 
 
-_keys = functools.partial(keys_below, ["rewire", "name", "description", "edits"], {"edits": EDITS})
+_file_keys = functools.partial(keys_below, list(_File.model_fields), {"edits": EDITS})
+
+
+def _keys(place: Place) -> Sequence[str]:
+    """The keys allowed at a place of a plan file."""
+    return Resolved.known_keys() if place == ("resolved",) else _file_keys(place)
 
 
 def _new(problems: list[Problem], known: tuple[Problem, ...]) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, Field, field, fields
 from inspect import signature
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -59,9 +59,13 @@ class Record:
 
     def _given(self) -> dict[str, Any]:
         """The fields that differ from their default."""
-        defaults = {one.name: one.default for one in fields(self)}  # type: ignore[arg-type]
+        defaults = {one.name: _default(one) for one in fields(self)}  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in self.file_keys()}
         return {name: value for name, value in values.items() if defaults[name] is MISSING or value != defaults[name]}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def _to_data(value: Any) -> Any:

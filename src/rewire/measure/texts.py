@@ -1,10 +1,21 @@
-"""Real English: sentences of Python's own documentation, which comes with every Python."""
+"""Real English for measurements: Python's own documentation, which comes with every Python."""
 
 from __future__ import annotations
 
 import re
 
 SHORTEST, LONGEST = 30, 300
+
+
+def real_text(characters: int | None = None) -> str:
+    """The documentation of the language, always the same, cut off after so many characters.
+
+    >>> len(real_text(1000))
+    1000
+    """
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name].strip() for name in sorted(topics))[:characters]
 
 
 def real_sentences(count: int) -> list[str]:
