@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers obeys it too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would spin, on a shared machine for minutes
+# What Rewire remembers of a machine (which product is fastest) is not to be learned while tests run.
+_CACHES = tempfile.TemporaryDirectory(prefix="rewire-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHES.name
 
 import pytest
 from hypothesis import settings

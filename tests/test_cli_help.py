@@ -22,6 +22,8 @@ COMMANDS = [
     ["encode"],
     ["perplexity"],
     ["quality"],
+    ["bench"],
+    *(["bench", one] for one in ("run", "list", "show", "compare", "gate", "export", "report", "dashboard")),
     ["bisect"],
     ["bisect", "plan"],
     ["bisect", "commits"],
@@ -88,7 +90,7 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert done.err == ""
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["plan"], ["modular"])], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["bench"], ["bisect"], ["plan"], ["modular"])], ids=" ".join)
 def test_every_command_shows_an_example(command: list[str]) -> None:
     assert f"Example: rewire {' '.join(command)} " in rewire(*command, "--help").out
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convert_kit import assert_same, plan_of, read_tensors, write_checkpoint
-from rewire.errors import RefusedError, RewireError
+from rewire.errors import RefusedError, RevertError, RewireError
 from rewire.stream import convert
 
 OUT, IN = 384, 256
@@ -116,6 +116,16 @@ def test_joining_needs_equal_scales(tmp_path: Path) -> None:
     refused(tmp_path / "other", tensors | other, join, "different scale")
     (tmp_path / "half").mkdir()
     refused(tmp_path / "half", tensors | {"a.weight_scale": torch.tensor(2.0)}, join, "others are not")
+
+
+def test_a_way_back_that_would_lead_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Two rows with equal scales become two weights of one row; whose scales may be read as one for all."""
+    tensors = {"x.weight": bytes_like(2, 8), "x.weight_scale": torch.ones(2)}
+    source = write_checkpoint(tmp_path / "source", tensors)
+    convert(source, tmp_path / "edited", plan_of({**HALVES, "sizes": [1, 1]}))
+    with pytest.raises(RevertError, match="in two ways"):
+        convert(tmp_path / "edited", tmp_path / "back", revert=True)
+    assert not (tmp_path / "back").exists()
 
 
 def test_blocks_of_128_are_never_cut(tmp_path: Path) -> None:

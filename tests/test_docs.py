@@ -186,7 +186,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize("page", all_pages())
 def test_public_names_in_prose_exist(page: Path) -> None:
     for name in re.findall(r"`rewire\.(\w+)", prose(page)):
-        assert name in rewire.__all__ or name in {"plan", "errors", "json", "zoo", "coverage"}, f"rewire.{name}"
+        assert name in rewire.__all__ or name in {"plan", "errors", "json", "zoo", "coverage", "measure", "fastpath"}, f"rewire.{name}"
     for name in re.findall(r"`rewire\.plan\.(\w+)", prose(page)):
         assert hasattr(plan, name), f"rewire.plan.{name}"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewire.checkpoint import Checkpoint, Sources, open_checkpoint
-from rewire.errors import CheckpointError, OutputError
-from rewire.stream.job import Job, make_job, parse_part
+from rewire.errors import CheckpointError, OutputError, RevertError
+from rewire.stream.job import Job, make_job, parse_part, signature
 from rewire.stream.paths import check_folders
 from rewire.stream.publish import config_after
 from rewire.stream.quantised import carry
@@ -142,7 +142,13 @@ def plan_job(
     config = None if checkpoint.config is None else config_after(checkpoint.config, task)
     carried = carry(task.rule, infos, config, lambda name: _read(checkpoint, name))
     check_sources(carried.rule, checkpoint.tensors, source)
-    return make_job(checkpoint, task, carried, max_shard_size)
+    job = make_job(checkpoint, task, carried, max_shard_size)
+    if task.signature not in (None, signature((one.name, one.dtype, one.shape) for one in job.tensors())):
+        raise RevertError(
+            f"{source} cannot be brought back: what its steps lead to has not the names, types and shapes of the "
+            "checkpoint that it was made from. It was changed since, or its quantised tensors can be read in two ways"
+        )
+    return job
 
 
 def _read(checkpoint: Checkpoint, name: str) -> bytes:

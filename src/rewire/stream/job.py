@@ -221,6 +221,18 @@ def _key(checkpoint: Checkpoint, task: Task, limit: int | None) -> str:
     return hashlib.sha256(json.dumps(said).encode("utf-8")).hexdigest()
 
 
+def signature(entries: Iterable[Entry]) -> str:
+    """Stands for the names, types and shapes of tensors, whatever their order.
+
+    >>> signature([("a", "U8", (2,)), ("b", "U8", ())]) == signature([("b", "U8", ()), ("a", "U8", (2,))])
+    True
+    """
+    digest = hashlib.sha256()
+    for name, dtype, shape in sorted(entries):
+        digest.update(json.dumps([name, dtype, *shape]).encode("ascii"))
+    return digest.hexdigest()
+
+
 def part_numbers(part: tuple[int, int], count: int) -> list[int]:
     """The shards that a part writes.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rewire.artefact import read_record
 from rewire.errors import OutputError
-from rewire.stream.job import Job, part_numbers
+from rewire.stream.job import Job, part_numbers, signature
 from rewire.stream.journal import Heading, Journal
 from rewire.stream.paths import is_taken
 from rewire.stream.publish import Publication, config_before, left_behind, publish, write_manifest
@@ -216,6 +216,7 @@ class Run:
             "shards": job.count,
             "tensors": [len(job.checkpoint.tensors), sum(map(len, job.layout))],
             "bytes": [job.checkpoint.tensor_bytes, job.bytes],
+            "signature": signature((one.name, one.dtype, one.shape) for one in job.checkpoint.tensors.values()),
             "passed_over": list(task.passed_over),
             "losses": list(task.losses),
             "config_before": config_before(job.checkpoint.config, task.config),

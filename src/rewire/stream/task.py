@@ -37,6 +37,7 @@ class Task:
         unset: keys of `config.json` to take out.
         passed_over: reading steps left out because the checkpoint does not hold what they rename.
         losses: steps whose input cannot be had back from the result, as sentences.
+        signature: of the tensors that the way back has to lead to, where it is known.
     """
 
     rule: Rule = field(repr=False)
@@ -47,6 +48,7 @@ class Task:
     unset: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    signature: str | None = None
 
 
 def make_task(source: Path, names: Iterable[str], plan: Plan | None, *, revert: bool, allow_code: bool) -> Task:
@@ -212,6 +214,7 @@ def _backward(source: Path, record: Record | None, plan: Plan | None, allow_code
         revert=True,
         config=before.get("set", {}),
         unset=tuple(map(str, before.get("unset", ()))),
+        signature=said_of(record).get("signature"),
     )
 
 

@@ -30,7 +30,7 @@ from rewire.plan import Plan
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _SHORT = 8
-"""Tokens of the runs before the measured ones."""
+"""Tokens of the step in which the optimizer makes its states."""
 
 
 def main() -> None:
@@ -57,6 +57,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _model(request: Mapping[str, Any]) -> nn.Module:
+    """The model, with the same random weights each time."""
+    torch.manual_seed(0)
     config = hf_seam.read_config(request["folder"])
     model = Blueprint(request["folder"], config, request["architecture"]).real()
     if request["plan"] is not None:
@@ -65,12 +67,16 @@ def _model(request: Mapping[str, Any]) -> nn.Module:
 
 
 def _warm_up(request: Mapping[str, Any], settings: Settings, with_training: bool) -> None:
-    """Has the libraries load and set up whatever they need, with a model that is thrown away."""
-    model, small = _model(request), replace(settings, batch=1, length=min(_SHORT, settings.length))
-    infer(model, inputs_for(model, small), small)
+    """Has the libraries load and set up whatever they need, with an equal model that is thrown away.
+
+    In full size: kernels are made for each size of a matrix, of which the experts of a batch have many.
+    """
+    model = _model(request)
+    inputs = inputs_for(model, settings)
+    infer(model, inputs, settings)
     if with_training:
         prepare_training(model, settings)
-        _train_once(model, inputs_for(model, small), small, OPTIMIZERS[settings.optimizer](_trained(model)))
+        _train_once(model, inputs, settings, OPTIMIZERS[settings.optimizer](_trained(model)))
     del model
     _tidy()
 

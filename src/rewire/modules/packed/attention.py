@@ -245,12 +245,14 @@ class _Keep:
     def factors(self, q: Tensor, length: int) -> Tensor:
         """0 or 1 / (1 - dropout), `[sequences, heads, length, length]` for q `[sequences, heads, length, width]`."""
         drawn = torch.rand((*q.shape[:2], length, length), generator=self.generator)
-        return torch.ge(drawn, self.dropout).to(q).div(1.0 - self.dropout)
+        factors: Tensor = (drawn >= self.dropout) / (1.0 - self.dropout)
+        return factors.to(q)
 
 
 def _by_sequence(tensor: Tensor, length: int, heads: int) -> Tensor:
     """`[tokens, heads or fewer, width]` as `[sequences, heads, length, width]`."""
-    return tensor.repeat_interleave(heads // tensor.shape[1], 1).unflatten(0, (-1, length)).transpose(1, 2)
+    every = tensor.repeat_interleave(heads // tensor.shape[1], 1)
+    return every.view(-1, length, *every.shape[1:]).transpose(1, 2)
 
 
 def _by_token(tensor: Tensor) -> Tensor:
