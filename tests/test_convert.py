@@ -257,6 +257,8 @@ def test_refused_plans(source: Path, tmp_path: Path) -> None:
         convert(source, out, Plan([]))
     with pytest.raises(ResolveError, match=r"takes 2 tensors that .* does not hold: a, b"):
         convert(source, out, plan_of({"step": "stack", "whole": "c", "parts": ["a", "b"]}))
+    with pytest.raises(ResolveError, match="unstack empty: it names no parts"):
+        convert(source, out, plan_of({"step": "unstack", "whole": "empty", "parts": []}))
     with pytest.raises(ResolveError, match="keeps nothing aside"):
         convert(source, out, plan_of({"step": "restore", "target": "a"}))
     with pytest.raises(RuleError, match=r"h\.0\.qkv\.weight"):

@@ -24,7 +24,7 @@ BOUNDS = {"mt5": 5e-5, "fsmt": 1e-5, "umt5": 1e-5, "mobilebert": 5e-5}
 """Types whose numbers amplify rounding."""
 
 GRADIENTS = 1e-4
-"""Largest difference of a parameter's gradient, relative to its largest."""
+"""Largest difference of a parameter's gradient, relative to its largest; for MobileBERT three times as much."""
 
 SAMPLE = ("albert", "clip", "fsmt", "hubert", "mpnet", "roformer", "t5", "vilt", "wav2vec2", "whisper", "yolos")
 
@@ -118,7 +118,7 @@ def check(kind: str) -> Row:
     row.masks = max((pair.difference(keep, **inputs) for keep, inputs in _masked(kind, pair.before)), default=0.0)
     _take_back(pair)
     assert row.layers < bound, row
-    assert row.gradients < GRADIENTS, row
+    assert row.gradients < GRADIENTS * (3 if kind == "mobilebert" else 1), row
     assert kind == "mobilebert" or row.masks < bound, row  # strong weights make it chaotic: 1e-11 in float64
     return row
 

@@ -174,7 +174,7 @@ def _peaks(config: Any) -> dict[str, float]:
 
 def _product_f32(inner: int, outer: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     weight, rows = torch.randn(outer, inner, dtype=dtype), torch.randn(1024, inner, dtype=dtype)
-    ready = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), 1024)
+    ready = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
     return lambda: torch.ops.mkldnn._linear_pointwise(rows, ready, None, "none", [], "")
 
 

@@ -151,6 +151,8 @@ def check_sources(rule: Rule, names: Iterable[str], source: Path) -> None:
     """Raises `ResolveError` where steps take tensors that are not there; it names all such tensors."""
     there, absent = set(names), []
     for step in rule:
+        if not (step.inputs and step.outputs) and not isinstance(step, Drop):
+            raise ResolveError(f"{step.kind} {', '.join((*step.inputs, *step.outputs))}: it names no parts")
         absent += [name for name in step.inputs if name not in there]
         there -= set(step.inputs)
         there |= set(step.outputs)

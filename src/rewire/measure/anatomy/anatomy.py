@@ -76,8 +76,7 @@ def _cache(model: nn.Module, run: Run | str, settings: Settings) -> tuple[Figure
         return Figure(0), "", ()
     formula: CacheSize | str
     try:
-        config: Any = model.config
-        formula = cache_size(config, settings, _dtype(model, settings))
+        formula = _by_formula(model, settings)
     except UnknownCache as error:
         formula = str(error)
     kind = formula.kind if isinstance(formula, CacheSize) else ""
@@ -88,6 +87,12 @@ def _cache(model: nn.Module, run: Run | str, settings: Settings) -> tuple[Figure
     differs = isinstance(formula, CacheSize) and formula.bytes != run.cache
     note = f"the formula for the cache gives {formula.bytes:,} bytes" if differs else ""  # type: ignore[union-attr]
     return Figure(run.cache), kind, (note,) if note else ()
+
+
+def _by_formula(model: Any, settings: Settings) -> CacheSize:
+    if model.config.is_encoder_decoder and model.main_input_name != "input_ids":
+        raise UnknownCache("how much a decoder sees of its encoder depends on the recording or image")
+    return cache_size(model.config, settings, _dtype(model, settings))
 
 
 def _dtype(model: nn.Module, settings: Settings) -> torch.dtype:

@@ -72,11 +72,9 @@ def _warm_up(request: Mapping[str, Any], settings: Settings, with_training: bool
     In full size: kernels are made for each size of a matrix, of which the experts of a batch have many.
     """
     model = _model(request)
-    inputs = inputs_for(model, settings)
-    infer(model, inputs, settings)
+    infer(model, inputs_for(model, settings), settings)
     if with_training:
-        prepare_training(model, settings)
-        _train_once(model, inputs, settings, OPTIMIZERS[settings.optimizer](_trained(model)))
+        _train_twice(model, settings)
     del model
     _tidy()
 
@@ -90,7 +88,12 @@ def _inference_peak(model: nn.Module, settings: Settings) -> int:
 
 
 def _training_peak(model: nn.Module, settings: Settings) -> int:
-    """Of the second step: the optimizer has made its states in the first, on a small input."""
+    _train_twice(model, settings)
+    return _peak()
+
+
+def _train_twice(model: nn.Module, settings: Settings) -> None:
+    """In the first step, on a small input, the optimizer makes its states; the peak is that of the second."""
     prepare_training(model, settings)
     optimizer = OPTIMIZERS[settings.optimizer](_trained(model))
     small = replace(settings, batch=1, length=min(_SHORT, settings.length))
@@ -99,7 +102,6 @@ def _training_peak(model: nn.Module, settings: Settings) -> int:
     _tidy()
     _reset_peak()
     _train_once(model, inputs, settings, optimizer)
-    return _peak()
 
 
 def _train_once(model: nn.Module, inputs: dict[str, Tensor], settings: Settings, optimizer: Any) -> None:
@@ -114,11 +116,11 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 OPTIMIZERS: dict[str, Any] = {
-    "adamw": torch.optim.AdamW,
-    "sgd-momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.0),
+    "sgd-momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.0),
 }
-"""Those that torch has."""
+"""Those that torch has. Weights must stay as they are, or another step would choose other experts."""
 
 
 def _now() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from rewire.measure.anatomy.building import Blueprint, pretended
 from rewire.measure.anatomy.inputs import inputs_for, positions, with_labels
@@ -78,7 +78,7 @@ def _pretend(blueprint: Blueprint, settings: Settings, act: Act) -> Run | str:
         with _quietly(), pretended(model) as mode:
             return _metered(model, _faked(real, mode), act)
     except Exception as error:  # data decide what happens, or an operation is unknown: each says so in its own way
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return _reason(error)
 
 
 @contextmanager
@@ -134,6 +134,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif value is not None:
             yield from flatten(value).values()
+
+
+def _reason(error: Exception) -> str:
+    """Why a run cannot be pretended."""
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"what the model computes depends on the values of tensors ({error.func})"
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -74,6 +74,11 @@ class Options:
     int8: bool = False
     prepare: bool = True
 
+    @property
+    def narrow(self) -> torch.dtype | None:
+        """Type of what passes between products within a layer; None: that of the hidden states."""
+        return torch.bfloat16 if self.int8 or self.dtype == torch.bfloat16 else None
+
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
@@ -129,19 +134,21 @@ class Recipe:
         ready = self._ready(derived, options)
         before, after = self._norms
         first = self.facts.first
-        mixed = self._attention(_norm(before, x) if first else x, ready, visit, bias)
+        mixed = self._attention(_norm(before, x) if first else x, ready, visit, bias, options.narrow)
         x = ready.out(mixed, residual=x)
         if not first:
             x = _norm(before, x)
-        wide = ready.up(_norm(after, x) if first else x)
+        wide = ready.up(_norm(after, x) if first else x, dtype=options.narrow)
         if self.facts.activation is None:
             wide = self.parts[self.facts.act](wide)
         x = ready.down(wide, residual=x)
         return x if first else _norm(after, x)
 
-    def _attention(self, x: Tensor, ready: _Ready, visit: Visit, bias: Tensor | None) -> Tensor:
+    def _attention(
+        self, x: Tensor, ready: _Ready, visit: Visit, bias: Tensor | None, narrow: torch.dtype | None
+    ) -> Tensor:
         tokens = len(x)
-        q, k, v = ready.qkv(x).view(tokens, 3, self.heads, -1).unbind(1)
+        q, k, v = ready.qkv(x, dtype=narrow).view(tokens, 3, self.heads, -1).unbind(1)
         return attend(visit, q, k, v, scale=q.shape[-1] ** -0.5, bias=bias, dropout=0.0).reshape(tokens, -1)
 
     def _ready(self, derived: Derived, options: Options) -> _Ready:
