@@ -22,6 +22,7 @@ COMMANDS = [
     ["encode"],
     ["perplexity"],
     ["quality"],
+    ["anatomy"],
     ["bench"],
     *(["bench", one] for one in ("run", "list", "show", "compare", "gate", "export", "report", "dashboard")),
     ["bisect"],
