@@ -717,7 +717,7 @@ def static_cache(model: Any, length: int) -> Any:
 
 
 def generate_greedily(model: Any, ids: Tensor, tokens: int, cache: str | None = None) -> Tensor:
-    """`ids` `[batch, length]` and exactly `tokens` more, always the likeliest; `cache` as `generate` names its kinds."""
+    """`ids` `[batch, length]` and exactly `tokens` more, always the likeliest; `cache` is one of `generate`'s kinds."""
     how: dict[str, Any] = {"do_sample": False, "num_beams": 1, "pad_token_id": 0, "disable_compile": True}
     how |= {"max_new_tokens": tokens, "min_new_tokens": tokens, "cache_implementation": cache}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **how)  # type: ignore[no-any-return]
