@@ -15,9 +15,10 @@ from transformers import SamConfig, SamModel
 from transformers.models.sam import modeling_sam
 
 import rewire
-from rewire.demo import FAILED, UNUSABLE, attention, figures, recipes, run, sam, sentences, training
+from rewire.demo import FAILED, UNUSABLE, attention, figures, recipes, run, sam, training
 from rewire.demo.checkpoints import compare
 from rewire.demo.screen import Screen
+from rewire.measure import texts
 from rewire.measure.texts import real_sentences
 from rewire.proof.strong import draw_strong
 
@@ -272,7 +273,7 @@ def test_compare_sees_a_difference(untouched: Any, checkpoint: Path, tmp_path: P
 def test_sentences_are_prose() -> None:
     found = real_sentences(50)
     assert len(set(found)) == 50
-    assert all(sentences.SHORTEST <= len(one) <= sentences.LONGEST and one[0].isupper() for one in found)
+    assert all(texts.SHORTEST <= len(one) <= texts.LONGEST and one[0].isupper() for one in found)
 
 
 @pytest.fixture
