@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -295,7 +296,9 @@ def test_wrong_usage(args: tuple[str, ...], said: str) -> None:
 
 def test_watch_builds_when_a_file_changes(zoo: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rewire", "modular", "build", str(zoo), "--watch", "--cache", str(tmp_path / "c")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    # In the background of a shell, interrupts are ignored, and children inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as running:  # noqa: PLW1509
         try:
             assert running.stdout is not None
             assert "2 built" in running.stdout.readline()

@@ -35,7 +35,7 @@ RIVALS = {BY_SHARD: 5.0, BY_MODEL: 5.0, MERGEKIT: 1.0}
 def run(effort: Effort, size: Size | None = None) -> Iterator[Result]:
     size = size or (QUICK if effort.quick else Size())
     with tempfile.TemporaryDirectory(prefix="rewire-convert-") as folder:
-        bench = Bench(Path(folder), size, rounds=2 if effort.quick else 5)
+        bench = Bench(Path(folder), size, rounds=2 if effort.quick else 3)
         yield from _edits(bench)
         yield from _on_disk(bench)
         yield from _rivals(bench)

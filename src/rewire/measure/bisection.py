@@ -247,7 +247,7 @@ def _from_the_middle(low: int, high: int) -> Iterator[int]:
     """The numbers strictly between, the middle first.
 
     >>> list(_from_the_middle(0, 5))
-    [2, 3, 1, 4]
+    [2, 3, 4, 1]
     """
     yield from sorted(range(low + 1, high), key=lambda number: (abs(2 * number - low - high), -number % 2))
 

@@ -254,6 +254,8 @@ class _Carrier:
         companions = dict(weight.companions)
         for kind, one in companions.items():
             assert one.axes is not None
+            if len(one.axes) < 2:
+                raise _refused(step, "it has fewer than two dimensions")
             axes = (*one.axes[:-2], one.axes[-1], one.axes[-2])
             if weight.packed or prod(one.shape) == 1:
                 companions[kind] = replace(one, axes=axes)  # what is packed stays as it is
