@@ -363,9 +363,10 @@ def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:
     assert set(open_checkpoint(tmp_path).tensors) == {"a", "b"}
 
 
-@pytest.mark.parametrize("name", [SINGLE, "config.json"])
+@pytest.mark.parametrize("name", [SINGLE, "config.json", "notes.txt"])
 def test_a_link_to_elsewhere_needs_consent(tmp_path: Path, name: str) -> None:
     (single(tmp_path / "model", whole(ONE)) / "config.json").write_text("{}")
+    (tmp_path / "model" / "notes.txt").write_text("copied along")
     (tmp_path / "model" / name).rename(tmp_path / "private")
     (tmp_path / "model" / name).symlink_to("../private")
     refused(tmp_path / "model", "a link to .*/private, outside the folder.*--follow-links")

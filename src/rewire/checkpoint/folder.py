@@ -58,10 +58,21 @@ def open_checkpoint(
     numbers = {shard.name: number for number, shard in shards.items()}
     if weight_map is not None:
         check_against(weight_map, tensors, numbers, faults)
+    _check_links(path, present.difference(files, {_CONFIG, INDEX}), faults, follow_links)
     faults.check(path)
     ignored = sorted(name for name in present if is_weights(name) and name not in {*files, INDEX})
     repaired = repair_index and SINGLE not in files
     return Checkpoint(path, tuple(shards.values()), tensors, config, tuple(ignored), repaired)
+
+
+def _check_links(folder: Path, names: Iterable[str], faults: Faults, follow_links: bool) -> None:
+    """What lies beside the weights is copied along, so a link must not lead to somebody's private file."""
+    for name in sorted(names):
+        if (folder / name).is_symlink():
+            try:
+                _resolved(folder, name, follow_links)
+            except CheckpointError as error:
+                faults.add(str(error), file=name)
 
 
 def check_format(folder: Path) -> None:
